@@ -1,0 +1,1 @@
+"""Pull-through policy: freshness, fills and what the server asks for. No HTTP types."""

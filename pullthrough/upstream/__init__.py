@@ -1,0 +1,1 @@
+"""Talking to registries: transport, login, retries, the breaker. Knows no store."""
