@@ -107,7 +107,11 @@ def _media_type(document: dict[str, Any], content_type: str | None) -> str:
         raise ManifestInvalid(f"not a manifest's media type: {inferred[:120]!r}")
     if received in known and received != inferred:
         # Without a mediaType of its own, docker's and OCI's forms look the same.
-        if not stated and (received in _INDEXES) == (inferred in _INDEXES) and received not in _SCHEMA1:
+        if (
+            not stated
+            and (received in _INDEXES) == (inferred in _INDEXES)
+            and received not in _SCHEMA1
+        ):
             return received
         raise ManifestInvalid(f"came as {received}, but is {inferred}")
     if content_type and received not in known and received not in _VAGUE:

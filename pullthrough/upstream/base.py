@@ -23,6 +23,7 @@ class Failure(Enum):
     REFUSED = "refused"  # no connection: refused, unreachable, no such name, TLS
     TIMEOUT = "timeout"  # connected but silent, or too late
     CUT = "cut"  # ended in the middle of an answer
+    INVALID = "invalid"  # came whole, but is not what its digest, size or media type says
     NOT_A_REGISTRY = "not-a-registry"  # an answer that no registry gives: a portal's page
     DOWN = "down"  # not asked: the breaker is open
     RESTED = "credential-rested"  # not asked: the credential was refused too often
@@ -95,7 +96,7 @@ class Source(Protocol):
         """False while the breaker counts the source as down."""
 
     def overdue(self) -> None:
-        """Say that an answer did not come within the deadline: the source counts as down until it does."""
+        """Say that an answer is late: the source counts as down until one comes."""
 
     async def head_manifest(self, repository: Repository, reference: Tag | Digest) -> ManifestHead:
         """Ask which digest ``reference`` has now."""
@@ -103,7 +104,11 @@ class Source(Protocol):
     async def get_manifest(
         self, repository: Repository, reference: Tag | Digest
     ) -> FetchedManifest:
-        """Fetch a manifest, at most :data:`pullthrough.oci.manifest.LIMIT` bytes of it."""
+        """Fetch a manifest.
+
+        Of one larger than :data:`pullthrough.oci.manifest.LIMIT`, a byte more than that, which no
+        parse accepts.
+        """
 
     async def head_blob(self, repository: Repository, digest: Digest) -> int:
         """Return a blob's size in bytes."""
@@ -117,4 +122,4 @@ class Source(Protocol):
         """Return all the repository's tags."""
 
     async def referrers(self, repository: Repository, digest: Digest) -> bytes | None:
-        """Return the image index of ``digest``'s referrers, None where there is no referrers API."""
+        """Return the image index of ``digest``'s referrers, None without a referrers API."""

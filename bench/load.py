@@ -1,0 +1,201 @@
+"""The clients: each as cheap as it can be, as they share the machine with what they measure."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from typing import TypeVar
+
+from aiohttp import ClientSession, ClientTimeout, TCPConnector
+
+from bench.content import OCI_MANIFEST, Blob, Image
+from bench.servers import HOST
+
+TIMEOUT = 60.0
+PIECE = 4 << 20
+
+Headers = Mapping[str, str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A finished download, in seconds since before the connection was made."""
+
+    first_byte: float
+    seconds: float
+
+
+def check(port: int, path: str, headers: Headers, blob: Blob) -> None:
+    """Raise :class:`RuntimeError` unless ``path`` gives the content of ``blob``."""
+    with closing(HTTPConnection(HOST, port, timeout=TIMEOUT)) as connection:
+        connection.request("GET", path, headers={"Accept": OCI_MANIFEST, **headers})
+        response = connection.getresponse()
+        digest = hashlib.sha256()
+        while piece := response.read(PIECE):
+            digest.update(piece)
+    if response.status != 200 or digest.hexdigest() != blob.hex:
+        raise RuntimeError(f"GET {path}: {response.status}, sha256:{digest.hexdigest()}")
+
+
+def pull(port: int, image: Image, headers: Headers) -> float:
+    """Return the seconds that a client takes for ``image``, as containerd pulls: HEAD by tag first.
+
+    Raises :class:`RuntimeError` when an answer is not the right one.
+    """
+    steps = (
+        ("HEAD", image.by_tag, image.manifest),
+        ("GET", image.by_digest, image.manifest),
+        ("GET", image.blob(image.config), image.config),
+        ("GET", image.blob(image.layer), image.layer),
+    )
+    started = time.perf_counter()
+    with closing(HTTPConnection(HOST, port, timeout=TIMEOUT)) as connection:
+        for method, path, blob in steps:
+            connection.request(method, path, headers={"Accept": OCI_MANIFEST, **headers})
+            response = connection.getresponse()
+            body = response.read()
+            if method == "HEAD":
+                right = response.headers["Docker-Content-Digest"] == blob.digest
+            else:
+                right = hashlib.sha256(body).hexdigest() == blob.hex
+            if response.status != 200 or not right:
+                raise RuntimeError(f"{method} {path}: {response.status}, {body[:200]!r}")
+    return time.perf_counter() - started
+
+
+def open_get(port: int, path: str, headers: Headers) -> tuple[socket.socket, int, int]:
+    """Ask for ``path``; return the connection, how much of the body has come, how much has not.
+
+    Raises :class:`RuntimeError` unless the answer is a 200 with a Content-Length.
+    """
+    connection = socket.create_connection((HOST, port))
+    try:
+        # A limit in the kernel: Python's own would make the socket non-blocking, with two system
+        # calls for each read.
+        limit = struct.pack("ll", int(TIMEOUT), 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        lines = [f"GET {path} HTTP/1.1", f"Host: {HOST}:{port}", "Connection: close"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        come, length = _read_head(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection, come, length - come
+
+
+def _read_head(connection: socket.socket, path: str) -> tuple[int, int]:
+    """Return how much of the body came with the head of the answer, and its Content-Length."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        piece = connection.recv(1 << 16)
+        if not piece:
+            raise RuntimeError(f"GET {path}: cut off after {head[:200]!r}")
+        head += piece
+    head, _, body = head.partition(b"\r\n\r\n")
+    length = re.search(rb"^content-length: *(\d+)", head, re.IGNORECASE | re.MULTILINE)
+    if not head.startswith(b"HTTP/1.1 200 ") or not length:
+        raise RuntimeError(f"GET {path}: {head[:200]!r}")
+    return len(body), int(length[1])
+
+
+def download(port: int, path: str, headers: Headers, size: int) -> Download:
+    """Fetch ``path`` and throw the body away in the kernel, uncopied (MSG_TRUNC, tcp(7)).
+
+    Raises :class:`RuntimeError` unless ``size`` bytes came.
+    """
+    started = time.perf_counter()
+    connection, come, remaining = open_get(port, path, headers)
+    with connection:
+        if come + remaining != size:
+            raise RuntimeError(f"GET {path}: {come + remaining} bytes announced, not {size}")
+        buffer = bytearray(PIECE)
+        if not come:
+            remaining -= connection.recv_into(buffer, 1)
+        first_byte = time.perf_counter() - started
+        while remaining:
+            wanted = min(remaining, PIECE)
+            got = connection.recv_into(buffer, wanted, socket.MSG_TRUNC | socket.MSG_WAITALL)
+            if not got:
+                raise RuntimeError(f"GET {path}: cut off {remaining} bytes before the end")
+            remaining -= got
+    return Download(first_byte, time.perf_counter() - started)
+
+
+def together(clients: int, task: Callable[[], T]) -> tuple[float, list[T]]:
+    """Run ``task`` in ``clients`` threads; return the seconds for all, and what each returned."""
+    ready = threading.Barrier(clients + 1)
+
+    def run() -> T:
+        ready.wait(TIMEOUT)
+        return task()
+
+    with ThreadPoolExecutor(clients) as pool:
+        running = [pool.submit(run) for _ in range(clients)]
+        ready.wait(TIMEOUT)
+        started = time.perf_counter()
+        results = [each.result() for each in running]
+        return time.perf_counter() - started, results
+
+
+def requests_per_second(
+    port: int, path: str, headers: Headers, *, connections: int, seconds: int
+) -> float:
+    """Measure with wrk; raise :class:`RuntimeError` when any answer was not a 2xx."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s"]
+    for name, value in {"Accept": OCI_MANIFEST, **headers}.items():
+        command += ["-H", f"{name}: {value}"]
+    command.append(f"http://{HOST}:{port}{path}")
+    output = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=seconds + TIMEOUT
+    ).stdout
+    rate = re.search(r"^Requests/sec: *([0-9.]+)", output, re.MULTILINE)
+    if not rate or "Non-2xx" in output or "Socket errors" in output:
+        raise RuntimeError(f"wrk {path}: {output}")
+    return float(rate[1])
+
+
+def latencies(
+    port: int, path: str, headers: Headers, *, rate: int, seconds: float, connections: int = 16
+) -> list[float]:
+    """Ask ``rate`` times a second over kept connections; return the latencies in seconds, sorted.
+
+    Each counts from the time it was due, so that a pause of the server shows in every request that
+    it delays. Raises :class:`RuntimeError` when an answer is not a 200.
+    """
+    url = f"http://{HOST}:{port}{path}"
+
+    async def ask(session: ClientSession, due: float) -> float:
+        async with session.get(url, headers={"Accept": OCI_MANIFEST, **headers}) as response:
+            await response.read()
+            if response.status != 200:
+                raise RuntimeError(f"GET {path}: {response.status}")
+        return time.monotonic() - due
+
+    async def run() -> list[float]:
+        async with ClientSession(
+            connector=TCPConnector(limit=connections), timeout=ClientTimeout(TIMEOUT)
+        ) as session:
+            # Connect first.
+            await asyncio.gather(*(ask(session, 0) for _ in range(connections)))
+            started = time.monotonic()
+            asking = []
+            for number in range(int(rate * seconds)):
+                due = started + number / rate
+                await asyncio.sleep(due - time.monotonic())
+                asking.append(asyncio.create_task(ask(session, due)))
+            return await asyncio.gather(*asking)
+
+    return sorted(asyncio.run(run()))

@@ -1,0 +1,18 @@
+"""What is measured, by the names that the command takes, in the order in which all are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from bench.figures import Figures
+from bench.scenarios import blob_cold, blob_warm, crowd, idle, manifests, outage, stalled
+
+SCENARIOS: Mapping[str, Callable[[], Figures]] = {
+    "idle": idle.run,
+    "manifests": manifests.run,
+    "blob-warm": blob_warm.run,
+    "blob-cold": blob_cold.run,
+    "crowd": crowd.run,
+    "stalled": stalled.run,
+    "outage": outage.run,
+}

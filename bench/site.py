@@ -1,0 +1,153 @@
+"""One upstream, one config file, and both caches to run from it."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import bcrypt
+
+from bench.content import Blob, Image, image
+from bench.link import Link, link
+from bench.servers import Server, free_port, running
+from bench.upstream import USERNAME, Upstream, upstream
+
+REPOSITORY = Path(__file__).parent.parent
+PULLTHROUGH: Final = "pullthrough"
+REGISTRY: Final = "docker-registry"
+PROGRAMS: Final = (PULLTHROUGH, REGISTRY)
+COMMANDS: Mapping[str, Sequence[str]] = {
+    PULLTHROUGH: (sys.executable, "-m", "pullthrough", "serve"),
+    REGISTRY: ("docker-registry", "serve"),
+}
+USER = "node"
+CACHED_LIMIT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a scenario works with; ``images`` are at the upstream, ``login`` is what caches want."""
+
+    directory: Path
+    images: Sequence[Image]
+    upstream: Upstream
+    login: Mapping[str, str] = field(repr=False)
+    _link: Link | None
+
+    @property
+    def link(self) -> Link:
+        """The link between the upstream and the caches, of a site that was made with one."""
+        if not self._link:
+            raise RuntimeError("this site has no link")
+        return self._link
+
+    def log(self, program: str) -> Path:
+        """Return the file that ``program`` logs to."""
+        return self.directory / f"{program}.log"
+
+    @contextmanager
+    def running(self, program: str) -> Iterator[Server]:
+        """Run ``program`` on a port of its own; what it caches lasts from one run to the next."""
+        port = free_port()
+        environment = {
+            "REGISTRY_HTTP_ADDR": f"127.0.0.1:{port}",
+            "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY": str(self._root(program)),
+        }
+        command = (*COMMANDS[program], str(self.directory / "config.yml"))
+        with running(command, port, self.log(program), environment, REPOSITORY) as server:
+            yield server
+
+    def wait_cached(self, program: str, blob: Blob) -> None:
+        """Wait until ``blob`` is in the cache of ``program``: both use the same directory layout.
+
+        Raises :class:`TimeoutError`.
+        """
+        root = self._root(program) / "docker/registry/v2"
+        data = root / "blobs/sha256" / blob.hex[:2] / blob.hex / "data"
+        link_file = (
+            root / f"repositories/{self.images[0].repository}/_layers/sha256/{blob.hex}/link"
+        )
+        give_up = time.monotonic() + CACHED_LIMIT
+        while not (data.exists() and data.stat().st_size == blob.size and link_file.exists()):
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"{program} has not cached {blob} in {CACHED_LIMIT:.0f} s")
+            time.sleep(0.02)
+
+    def _root(self, program: str) -> Path:
+        return self.directory / program
+
+
+@contextmanager
+def site(
+    *layers: int,
+    cost: int = 5,
+    freshness: str = "{}",
+    linked: bool = False,
+    rate: float | None = None,
+) -> Iterator[Site]:
+    """Make a site with one image per entry of ``layers``, the size of its layer in bytes.
+
+    ``cost`` is bcrypt's; ``freshness`` stands in the config; a ``linked`` site has a link between
+    the upstream and the caches, of ``rate`` bytes/s.
+    """
+    with tempfile.TemporaryDirectory(prefix="pullthrough-bench-") as name:
+        directory = Path(name)
+        blobs = directory / "blobs"
+        blobs.mkdir()
+        images = [image(blobs, f"v{number}", size) for number, size in enumerate(layers, 1)]
+        password = secrets.token_hex(12)
+        hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost)).decode()
+        (directory / "htpasswd").write_text(f"{USER}:{hashed}\n")
+        basic = base64.b64encode(f"{USER}:{password}".encode()).decode()
+        login = {"Authorization": f"Basic {basic}"}
+        with upstream(directory, blobs, images) as far:
+            if linked:
+                with link(far.server.port, rate) as between:
+                    _configure(directory, between.port, far.password, freshness)
+                    yield Site(directory, images, far, login, between)
+            else:
+                _configure(directory, far.server.port, far.password, freshness)
+                yield Site(directory, images, far, login, None)
+
+
+def _configure(directory: Path, port: int, password: str, freshness: str) -> None:
+    # At log level error docker-registry writes an access line for each request and nothing else.
+    (directory / "config.yml").write_text(f"""\
+version: 0.1
+log:
+  level: error
+  fields:
+    service: registry
+storage:
+  cache:
+    blobdescriptor: inmemory
+  filesystem:
+    rootdirectory: /var/lib/registry
+http:
+  addr: :5000
+  workers: auto
+  headers:
+    X-Content-Type-Options: [nosniff]
+health:
+  storagedriver:
+    enabled: true
+    interval: 10s
+    threshold: 3
+auth:
+  htpasswd:
+    realm: bench
+    path: {directory}/htpasswd
+proxy:
+  remoteurl: http://127.0.0.1:{port}
+  username: {USERNAME}
+  password: {password}
+  freshness: {freshness}
+""")

@@ -1,0 +1,248 @@
+"""The composition root of one worker: builds every part and says what wraps what.
+
+    listener -> edge (login, route, errors, access line) -> handlers
+             -> manifests, blobs, listings (freshness, fills) -> store | upstream
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from pullthrough.cache.blobs import Blobs
+from pullthrough.cache.download import Persistence
+from pullthrough.cache.listings import Listings
+from pullthrough.cache.manifests import Freshness, Manifests
+from pullthrough.config import Config, ConfigError, Loaded, Proxy, read_credential
+from pullthrough.server.auth import Htpasswd
+from pullthrough.server.edge import Access, Edge, Parts, listener
+from pullthrough.server.health import Readiness
+from pullthrough.store.filesystem import FileStore
+from pullthrough.store.layout import Layout
+from pullthrough.telemetry import logs, metrics
+from pullthrough.upstream.base import Credential
+from pullthrough.upstream.breaker import Breaker
+from pullthrough.upstream.client import RegistryClient, Settings
+
+_log = structlog.get_logger()
+
+_FLUSH_EVERY: Final = 10.0  # seconds
+_REFRESH_EVERY: Final = 1.0  # seconds
+_BACKLOG: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the workers have in common, made before they are forked."""
+
+    layout: Layout
+    breaker: memoryview
+    """The breaker's cell: one state of the upstream for all."""
+    alive: int
+    """The reading end of a pipe that ends with the supervisor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One worker's own."""
+
+    sockets: tuple[socket.socket, ...]
+    debug_sockets: tuple[socket.socket, ...]
+    first: bool
+    """Whether it is the one that does what is to be done once."""
+
+
+async def run(
+    config: Config, shared: Shared, worker: Worker, reread: Callable[[], Loaded]
+) -> None:
+    """Serve until SIGTERM, or until the supervisor is gone; ``reread`` loads the configuration anew."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, lambda: None)  # the supervisor hears it too, and says stop
+    loop.add_reader(shared.alive, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        store = FileStore(shared.layout)
+        stack.push_async_callback(store.close)
+        new_index = await store.open()
+        source = await stack.enter_async_context(
+            RegistryClient(
+                _settings(config.proxy),
+                breaker=Breaker(shared.breaker),
+                observe=metrics.UpstreamMetrics(),
+            )
+        )
+        freshness = Freshness(
+            config.proxy.freshness.maxage, config.proxy.freshness.deadline, time.time
+        )
+        manifests = Manifests(store, store.locks, source, freshness)
+        blobs = Blobs(store, source, Persistence(config.proxy.retries))
+        listings = Listings(store, source, freshness)
+        for part in (manifests, blobs, listings):
+            stack.push_async_callback(part.close)
+        htpasswd = None
+        if config.auth is not None:
+            htpasswd = Htpasswd(config.auth.path)
+            stack.callback(htpasswd.close)
+        readiness = Readiness(lambda: source.up)
+        parts = Parts(
+            manifests, blobs, listings, readiness, htpasswd,
+            config.auth.realm if config.auth is not None else "pullthrough",
+        )  # fmt: skip
+        edge = Edge(parts, _Recorder(config), config.http.headers)
+        loop.add_signal_handler(signal.SIGHUP, lambda: _reload(reread, source, htpasswd))
+        refresh = metrics.watch(lambda: source.up, lambda: blobs.filling)
+        async with asyncio.TaskGroup() as tasks:
+            chores = [_every(_FLUSH_EVERY, store.flush), _refreshing(refresh)]
+            health = config.health.storagedriver
+            if health.enabled:
+                chores.append(
+                    readiness.watch(
+                        store.healthy, interval=health.interval, threshold=max(1, health.threshold)
+                    )
+                )
+            if new_index and worker.first:
+                chores.append(store.rebuild_index())
+            running = [tasks.create_task(chore) for chore in chores]
+            async with (
+                _listening(listener(edge), worker.sockets, config.http.draintimeout),
+                _listening(
+                    web.Server(_debug(config, readiness, refresh)), worker.debug_sockets, 1.0
+                ),
+            ):
+                _log.debug("worker ready")
+                await stop.wait()
+                loop.remove_reader(shared.alive)
+                readiness.draining = True
+            for chore in running:
+                chore.cancel()
+
+
+def _settings(proxy: Proxy) -> Settings:
+    return Settings(
+        url=proxy.remoteurl,
+        credential=_credential(proxy),
+        resolve=proxy.resolve,
+        cafile=proxy.cafile,
+        skipverify=proxy.skipverify,
+        tokenhosts=frozenset(proxy.tokenhosts),
+        connect=proxy.timeouts.connect,
+        firstbyte=proxy.timeouts.firstbyte,
+        stall=proxy.timeouts.stall,
+    )
+
+
+def _credential(proxy: Proxy) -> Credential | None:
+    login = read_credential(proxy)
+    return None if login is None else Credential(*login)
+
+
+def _reload(reread: Callable[[], Loaded], source: RegistryClient, htpasswd: Htpasswd | None) -> None:
+    """Take up log level, upstream credential and htpasswd; the rest wants a restart."""
+    loaded = reread()
+    if loaded.config is None:
+        for problem in loaded.problems:
+            _log.error("configuration not taken up", problem=str(problem))
+        return
+    config = loaded.config
+    logs.configure(config.log.level, config.log.formatter, config.log.fields)
+    try:
+        source.set_credential(_credential(config.proxy))
+    except ConfigError as error:
+        _log.error("upstream credential not taken up", problem=str(error))  # noqa: TRY400 - the trace says no more
+    if htpasswd is not None:
+        htpasswd.reload()
+    _log.info("reloaded")
+
+
+async def _every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        await do()
+
+
+async def _refreshing(refresh: Callable[[], None]) -> None:
+    while True:
+        refresh()
+        await asyncio.sleep(_REFRESH_EVERY)
+
+
+@contextlib.asynccontextmanager
+async def _listening(
+    server: web.Server, sockets: tuple[socket.socket, ...], drain: float
+) -> AsyncIterator[None]:
+    """Accept connections; at the end refuse new ones and give those in hand ``drain`` seconds."""
+    runner = web.ServerRunner(server, shutdown_timeout=drain)
+    await runner.setup()
+    try:
+        for each in sockets:
+            await web.SockSite(runner, each, backlog=_BACKLOG).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+class _Recorder:
+    """Counts a request and writes its access line."""
+
+    def __init__(self, config: Config) -> None:
+        self._requests = metrics.Requests()
+        self._log = (
+            None
+            if config.log.accesslog.disabled
+            else logs.access_logger(config.log.formatter, config.log.fields)
+        )
+
+    def finished(self, access: Access) -> None:
+        """Take note of one request."""
+        served = access.served
+        cache = "" if served is None else served.outcome.value
+        self._requests.count(
+            access.route, access.method, access.status, cache, access.bytes_sent, access.seconds
+        )
+        if served is not None and cache == "stale":
+            metrics.STALE.labels(served.detail).inc()
+        if self._log is not None:
+            self._log.info(
+                "request", request_id=access.request_id, address=access.address, user=access.user,
+                method=access.method, path=access.path, route=access.route, status=access.status,
+                bytes=access.bytes_sent, duration=round(access.seconds, 6), cache=cache,
+                detail="" if served is None else served.detail,
+            )  # fmt: skip
+
+
+def _debug(
+    config: Config, readiness: Readiness, refresh: Callable[[], None]
+) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+    """Return the handler of the operator's own port."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path
+        if path == config.http.debug.prometheus.path:
+            refresh()
+            body, content_type = await asyncio.to_thread(metrics.exposition)
+            return web.Response(body=body, headers={"Content-Type": content_type})
+        if path == "/livez":
+            return web.Response(text="ok\n")
+        if path == "/readyz":
+            status = 200 if readiness.ready else 503
+            return web.json_response(readiness.details(), status=status)
+        return web.Response(status=404, text="not found\n")
+
+    return handle
+
+
+def work(config: Config, shared: Shared, worker: Worker, reread: Callable[[], Loaded]) -> None:
+    """Be a worker: the forked process's whole life."""
+    logs.configure(config.log.level, config.log.formatter, config.log.fields)
+    asyncio.run(run(config, shared, worker, reread))
+

@@ -1,0 +1,134 @@
+"""Blobs on the wire: whole, one range or several, sent from the file by the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Final
+
+import aiofiles
+from aiohttp import web
+
+from pullthrough.cache.base import BlobReader, FileSlice, Piece
+from pullthrough.cache.blobs import Blobs
+from pullthrough.server.base import Exchange, matches
+from pullthrough.server.ranges import ByteRange, parse
+from pullthrough.server.routes import BlobRoute
+
+_CONTENT_TYPE: Final = "application/octet-stream"
+_BLOCK: Final = 256 << 10
+
+
+async def serve_blob(exchange: Exchange, route: BlobRoute, blobs: Blobs) -> web.StreamResponse:
+    """Answer GET and HEAD of a blob; raises :class:`RegistryError` before the first byte only."""
+    etag = str(route.digest)
+    exchange.headers["Docker-Content-Digest"] = etag
+    exchange.headers["ETag"] = f'"{etag}"'
+    exchange.headers["Accept-Ranges"] = "bytes"
+    if exchange.is_head:
+        size, served = await blobs.size(route.repository, route.digest)
+        exchange.mark(served)
+        if matches(exchange.request.headers.get("If-None-Match"), etag):
+            return exchange.not_modified()
+        exchange.headers["Content-Type"] = _CONTENT_TYPE
+        exchange.headers["Content-Length"] = str(size)
+        return web.Response(headers=exchange.headers)
+    reader = await blobs.open(route.repository, route.digest)
+    try:
+        exchange.mark(reader.served)
+        if matches(exchange.request.headers.get("If-None-Match"), etag):
+            return exchange.not_modified()
+        return await _send(exchange, reader)
+    finally:
+        reader.close()
+
+
+async def _send(exchange: Exchange, reader: BlobReader) -> web.StreamResponse:
+    ranges = _ranges(exchange, reader)
+    if len(ranges) > 1 and reader.size is not None:
+        return await _send_multipart(exchange, reader, ranges, reader.size)
+    start, end, status = 0, reader.size, 200
+    if ranges and reader.size is not None:
+        start, end, status = ranges[0].start, ranges[0].end, 206
+        exchange.headers["Content-Range"] = ranges[0].content_range(reader.size)
+    exchange.headers["Content-Type"] = _CONTENT_TYPE
+    if end is not None:
+        exchange.headers["Content-Length"] = str(end - start)
+    response = web.StreamResponse(status=status, headers=exchange.headers)
+    exchange.response = response
+    await response.prepare(exchange.request)
+    await _send_pieces(exchange, response, reader, start, end)
+    await response.write_eof()
+    return response
+
+
+def _ranges(exchange: Exchange, reader: BlobReader) -> tuple[ByteRange, ...]:
+    condition = exchange.request.headers.get("If-Range")
+    if reader.size is None or (condition and condition.strip('"') != str(reader.digest)):
+        return ()
+    try:
+        return parse(exchange.request.headers.get("Range"), reader.size)
+    except Exception:
+        exchange.headers["Content-Range"] = f"bytes */{reader.size}"
+        raise
+
+
+async def _send_multipart(
+    exchange: Exchange, reader: BlobReader, ranges: tuple[ByteRange, ...], size: int
+) -> web.StreamResponse:
+    """Send several ranges as multipart/byteranges (RFC 9110, section 14.6)."""
+    boundary = secrets.token_hex(16)
+    heads = [
+        f"\r\n--{boundary}\r\nContent-Type: {_CONTENT_TYPE}\r\n"
+        f"Content-Range: {each.content_range(size)}\r\n\r\n".encode()
+        for each in ranges
+    ]
+    tail = f"\r\n--{boundary}--\r\n".encode()
+    length = sum(map(len, heads)) + sum(each.end - each.start for each in ranges) + len(tail)
+    exchange.headers["Content-Type"] = f"multipart/byteranges; boundary={boundary}"
+    exchange.headers["Content-Length"] = str(length)
+    response = web.StreamResponse(status=206, headers=exchange.headers)
+    exchange.response = response
+    await response.prepare(exchange.request)
+    for head, each in zip(heads, ranges, strict=True):
+        await response.write(head)
+        await _send_pieces(exchange, response, reader, each.start, each.end)
+    await response.write(tail)
+    await response.write_eof()
+    return response
+
+
+async def _send_pieces(
+    exchange: Exchange,
+    response: web.StreamResponse,
+    reader: BlobReader,
+    start: int,
+    end: int | None,
+) -> None:
+    async for piece in reader.pieces(start, end):
+        await _send_piece(exchange, response, piece)
+
+
+async def _send_piece(exchange: Exchange, response: web.StreamResponse, piece: Piece) -> None:
+    if isinstance(piece, bytes):
+        await response.write(piece)
+        exchange.bytes_sent += len(piece)
+        return
+    transport = exchange.request.transport
+    if transport is None:
+        raise ConnectionResetError("the client left")
+    if response.chunked or response.content_length is None:
+        # Without a length aiohttp frames the body, so the bytes must pass through it.
+        await _copy(response, piece)
+    else:
+        await asyncio.get_running_loop().sendfile(transport, piece.file, piece.offset, piece.count)
+    exchange.bytes_sent += piece.count
+
+
+async def _copy(response: web.StreamResponse, piece: FileSlice) -> None:
+    offset, end = piece.offset, piece.offset + piece.count
+    async with aiofiles.open(piece.file.fileno(), "rb", buffering=0, closefd=False) as file:
+        await file.seek(offset)
+        while offset < end and (block := await file.read(min(_BLOCK, end - offset))):
+            await response.write(block)
+            offset += len(block)

@@ -1,0 +1,62 @@
+"""Files that are whole or not there: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says when nothing more can be written."""
+
+
+def out_of_room(error: OSError) -> bool:
+    """Whether ``error`` says that the disk, or the quota on it, is full."""
+    return error.errno in NO_ROOM
+
+
+def write_whole(path: Path, content: bytes, *, temporary: Path, durable: bool = True) -> None:
+    """Write ``content`` to ``path`` at once or not at all. ``temporary`` is on the same file system.
+
+    Raises :class:`OSError`; nothing is left behind then.
+    """
+    descriptor, name = tempfile.mkstemp(dir=temporary)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp's 0600 would lock out another program on the same directory
+        rename_into(Path(name), path, durable=durable)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def rename_into(source: Path, target: Path, *, durable: bool = True) -> None:
+    """Rename, making the directories above ``target``, and have the name survive a power cut."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+    if durable:
+        sync_directory(target.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in a directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_bounded(path: Path, limit: int) -> bytes | None:
+    """Return a file's content, None if it is not there or has more than ``limit`` bytes."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return None if len(content) > limit else content

@@ -1,0 +1,182 @@
+"""Worker processes: started, restarted, reloaded, drained. No event loop and no thread of its own."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import setproctitle
+import structlog
+
+from pullthrough import config as configuration
+from pullthrough.config import Address, Config, Loaded
+
+_log = structlog.get_logger()
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_GRACE: Final = 5.0
+"""Seconds beyond the drain timeout before a worker that does not end is killed."""
+_RESTART_PAUSE: Final = 1.0
+"""Seconds before a worker that died is started again."""
+_BACKLOG: Final = 1024
+
+
+def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
+    """Run the service until SIGTERM or SIGINT; return the exit code. Raises :class:`OSError`."""
+    with ExitStack() as stack:
+        # Before prometheus_client is first imported, and so before the rest of the program is.
+        directory = tempfile.mkdtemp(prefix="pullthrough-metrics-")
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+
+        from pullthrough import app
+        from pullthrough.store.filesystem import prepare
+        from pullthrough.telemetry import logs, metrics
+
+        logs.configure(config.log.level, config.log.formatter, config.log.fields)
+        if config.auth is None:
+            _log.warning("no auth section: everyone who reaches this port may pull everything")
+        layout, in_use = prepare(config.storage.rootdirectory)
+        stack.callback(os.close, in_use)
+        workers = config.http.workers
+        listening = _listen(config.http.addr, workers)
+        debug = config.http.debug.addr
+        debugging = _listen(debug, workers) if debug is not None else []
+
+        def stop_listening() -> None:
+            for each in (*listening, *debugging):
+                each.close()
+
+        stack.callback(stop_listening)
+        alive, still_here = os.pipe()
+        cell = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
+        shared = app.Shared(layout, cell, alive)
+
+        def reread() -> Loaded:
+            return configuration.load(path, environ)
+
+        def be_worker(number: int) -> None:
+            os.close(still_here)
+            for other, each in enumerate(listening):
+                if other != number:
+                    each.close()
+            setproctitle.setproctitle(f"pullthrough: worker {number}")
+            worker = app.Worker(
+                (listening[number],), tuple(debugging[number : number + 1]), first=number == 0
+            )
+            app.work(config, shared, worker, reread)
+
+        setproctitle.setproctitle("pullthrough: supervisor")
+        host, port = config.http.addr
+        _log.info(
+            "listening", addr=f"{host}:{port}", workers=workers, upstream=config.proxy.remoteurl
+        )
+        return _keep_running(
+            workers, be_worker,
+            forget=metrics.forget_process, stopping=stop_listening, drain=config.http.draintimeout,
+        )  # fmt: skip
+
+
+def _listen(address: Address, count: int) -> list[socket.socket]:
+    """Return one listening socket a worker: the kernel shares connections out among them."""
+    host, port = address
+    dual = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual or ":" in host else socket.AF_INET
+    if port:
+        # SO_REUSEPORT would let a second server in unnoticed; without it the port must be free.
+        socket.create_server((host, port), family=family, dualstack_ipv6=dual).close()
+    sockets: list[socket.socket] = []
+    for _ in range(count):
+        each = socket.create_server(
+            (host, port), family=family, dualstack_ipv6=dual, reuse_port=True, backlog=_BACKLOG
+        )
+        port = each.getsockname()[1]
+        sockets.append(each)
+    return sockets
+
+
+def _keep_running(
+    size: int,
+    be_worker: Callable[[int], None],
+    *,
+    forget: Callable[[int], None],
+    stopping: Callable[[], None],
+    drain: float,
+) -> int:
+    """Keep ``size`` workers running until told to stop; return the exit code."""
+    # Taken one by one from here on, so that no handler runs in the middle of anything.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    running: dict[int, int] = {}
+    due = dict.fromkeys(range(size), 0.0)
+    deadline: float | None = None
+    while running or deadline is None:
+        now = time.monotonic()
+        for number in [number for number, when in due.items() if when <= now]:
+            del due[number]
+            running[_fork(be_worker, number)] = number
+        ends = [deadline] if deadline is not None else list(due.values())
+        received = signal.sigtimedwait(_SIGNALS, max(0.0, min(ends, default=now + 3600) - now))
+        number = 0 if received is None else received.si_signo
+        if number in (signal.SIGTERM, signal.SIGINT) and deadline is None:
+            _log.info("stopping", drain=drain)
+            deadline = time.monotonic() + drain + _GRACE
+            due.clear()
+            stopping()
+            _tell(running, signal.SIGTERM)
+        elif number == signal.SIGHUP:
+            _tell(running, signal.SIGHUP)
+        elif deadline is not None and time.monotonic() >= deadline:
+            _log.error("workers did not end in time", count=len(running))
+            _tell(running, signal.SIGKILL)
+            deadline += _GRACE
+        for pid, status in _reap():
+            worker = running.pop(pid, None)
+            forget(pid)
+            if worker is not None and deadline is None:
+                _log.error("worker ended, starting another", worker=worker, status=status)
+                due[worker] = time.monotonic() + _RESTART_PAUSE
+    return 0
+
+
+def _fork(be_worker: Callable[[int], None], number: int) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        be_worker(number)
+        code = 0
+    except Exception:
+        _log.exception("worker failed", worker=number)
+    finally:
+        # Not sys.exit: what the supervisor has open is not the worker's to clean up.
+        os._exit(code)
+
+
+def _tell(running: Mapping[int, int], number: int) -> None:
+    for pid in running:
+        os.kill(pid, number)
+
+
+def _reap() -> Iterator[tuple[int, int]]:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        yield pid, os.waitstatus_to_exitcode(status)
