@@ -51,13 +51,13 @@ def main(names: tuple[str, ...]) -> None:
     sys.exit(1 if finished.missed() or any(o.error for o in outcomes.values()) else 0)
 
 
-def _run(scenario: Callable[[], Figures]) -> report.Outcome:
-    """Run a scenario; when it fails, the others still count."""
+def _run(scenario: Callable[[Figures], None]) -> report.Outcome:
+    """Run a scenario; when it fails, what it measured before and the others still count."""
     started = time.monotonic()
     figures, error = Figures(), None
     try:
         with _limit(SCENARIO_LIMIT):
-            figures = scenario()
+            scenario(figures)
     except Exception as failure:  # noqa: BLE001 - whatever it was, it goes into the report
         traceback.print_exc()
         error = f"{type(failure).__name__}: {failure}".partition("\n")[0]

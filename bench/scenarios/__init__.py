@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from bench.figures import Figures
 from bench.scenarios import blob_cold, blob_warm, crowd, idle, manifests, outage, stalled
 
-SCENARIOS: Mapping[str, Callable[[], Figures]] = {
+SCENARIOS: Mapping[str, Callable[[Figures], None]] = {
     "idle": idle.run,
     "manifests": manifests.run,
     "blob-warm": blob_warm.run,

@@ -14,9 +14,8 @@ REPETITIONS = 9
 ROUNDS = 2
 
 
-def run() -> Figures:
+def run(figures: Figures) -> None:
     """Measure MB/s over all clients."""
-    figures = Figures()
     with (
         site(SIZE) as place,
         place.running(PROGRAMS[0]) as first,
@@ -49,4 +48,3 @@ def run() -> Figures:
     name = f"{CLIENTS} clients"
     figures.compare([name])
     figures.compare([name], "nginx")
-    return figures

@@ -16,9 +16,8 @@ DIRECT = "one direct copy"
 REPETITIONS = 2
 
 
-def run() -> Figures:
+def run(figures: Figures) -> None:
     """Measure the bytes that cross the link, and the time against one client and no cache."""
-    figures = Figures()
     with (
         site(*[SIZE] * REPETITIONS, linked=True, rate=LINK) as place,
         place.running(PROGRAMS[0]) as first,
@@ -33,7 +32,6 @@ def run() -> Figures:
     for program in PROGRAMS:
         name = f"{CLIENTS} clients: {program}"
         figures.divide(f"{name} / {DIRECT}", name, DIRECT)
-    return figures
 
 
 def _pull(figures: Figures, place: Site, program: str, server: Server, image: Image) -> None:

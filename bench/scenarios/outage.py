@@ -18,9 +18,8 @@ SLOW_REPETITIONS = 1
 SLOW_LATER = 1
 
 
-def run() -> Figures:
+def run(figures: Figures) -> None:
     """Measure seconds a pull: warm, the first one after the upstream went, and later ones."""
-    figures = Figures()
     with site(MIB, linked=True) as place:
         for state in (State.REFUSING, State.SILENT):
             for repetition in range(REPETITIONS):
@@ -30,7 +29,6 @@ def run() -> Figures:
                         _run(figures, place, program, state, LATER)
                     elif repetition < SLOW_REPETITIONS:
                         _run(figures, place, program, state, SLOW_LATER)
-    return figures
 
 
 def _run(figures: Figures, place: Site, program: str, state: State, later: int) -> None:

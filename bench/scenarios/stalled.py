@@ -20,14 +20,12 @@ REQUESTS_PER_SECOND = 200
 SECONDS = 5.0
 
 
-def run() -> Figures:
+def run(figures: Figures) -> None:
     """Measure memory before and during, and a manifest's latency meanwhile."""
-    figures = Figures()
     with site(SIZE) as place:
         for _ in range(REPETITIONS):
             for program in PROGRAMS:
                 _run(figures, place, program)
-    return figures
 
 
 def _run(figures: Figures, place: Site, program: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Final, NamedTuple, Protocol
 
 from pullthrough.oci.digest import Digest
 
@@ -29,9 +29,11 @@ class Served:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestAnswer:
-    """A manifest to serve."""
+HIT: Final = Served(Outcome.HIT)
+
+
+class ManifestAnswer(NamedTuple):
+    """A manifest to serve: a tuple, as one is made for every warm request."""
 
     digest: Digest
     media_type: str

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from pullthrough.cache.base import BlobReader, FileSlice, Outcome, Piece, Served
+from pullthrough.cache.base import HIT, BlobReader, FileSlice, Outcome, Piece, Served
 from pullthrough.cache.download import Download, Persistence
 from pullthrough.cache.feed import Unstored
 from pullthrough.cache.fill import Fill, Growing, Verification
@@ -55,7 +55,7 @@ class Blobs:
         """Return a blob's size in bytes, without fetching it; raises :class:`RegistryError`."""
         size = await self._store.blob_size(digest)
         if size is not None:
-            return size, Served(Outcome.HIT)
+            return size, HIT
         size = await self._store.named_size(digest)
         if size is not None:
             return size, Served(Outcome.HIT, "manifest")
@@ -72,7 +72,7 @@ class Blobs:
             blob = await self._store.open_blob(digest)
             if blob is not None and blob.verified:
                 await self._store.link_blob(repository, digest)
-                return WholeBlob(digest, blob, Served(Outcome.HIT))
+                return WholeBlob(digest, blob, HIT)
             growing = self._growing.get(digest)
             if growing is not None:
                 if blob is not None:

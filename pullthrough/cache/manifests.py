@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 from cachetools import LRUCache
 
-from pullthrough.cache.base import ManifestAnswer, Outcome, Served
+from pullthrough.cache.base import HIT, ManifestAnswer, Outcome, Served
 from pullthrough.cache.freshness import Plan, Verdict, absent, plan, settle
 from pullthrough.oci import manifest as manifests
 from pullthrough.oci.digest import Digest
@@ -76,7 +76,7 @@ class Manifests:
         manifest = await self._local(digest)
         if manifest is not None:
             await self._store.link_manifest(repository, digest)
-            return _answer(manifest, Served(Outcome.HIT))
+            return _answer(manifest, HIT)
         task, joined = self._fetches.join(
             (repository, digest), lambda: self._fetch_once(repository, digest)
         )
@@ -101,12 +101,13 @@ class Manifests:
             # Another worker may know better than this one's memory.
             entry = await self._store.read_tag(repository, tag)
             decision = self._plan(entry, now)
+            if decision is Plan.HIT and entry is not None:
+                self._tags[key] = entry
         manifest = None if entry is None else await self._local(entry.digest)
         if entry is None or manifest is None:
             return await self._fetch_tag(key, now)
         if decision is Plan.HIT:
-            self._tags[key] = entry
-            return _answer(manifest, Served(Outcome.HIT))
+            return _answer(manifest, HIT)
         if decision is Plan.STALE:
             return _answer(manifest, Served(Outcome.STALE, Failure.DOWN.value))
         return await self._revalidate(key, now, manifest)

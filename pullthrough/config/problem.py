@@ -14,6 +14,8 @@ Path = tuple[str, ...]
 
 # A slip like {password:hunter2} makes a key of a secret: only what can be a key's name is shown.
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+# And what stands below one of these is no key, but a secret that looks like YAML.
+_SECRET = re.compile(r"password|secret|accesskey", re.IGNORECASE)
 
 
 class Place(NamedTuple):
@@ -57,7 +59,9 @@ class Findings:
 
 def dotted(path: Path) -> str:
     """Return ``path`` as it is shown, ``proxy.remoteurl``."""
-    return ".".join(_shown(key) for key in path)
+    last = next((i for i, key in enumerate(path, 1) if _SECRET.search(key)), len(path))
+    below = ["…"] if last < len(path) else []
+    return ".".join([*map(_shown, path[:last]), *below])
 
 
 def _shown(key: str) -> str:

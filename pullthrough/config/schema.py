@@ -128,7 +128,7 @@ def nearest(path: Path) -> str | None:
     wanted = path[-1].lower()
     siblings = {known[-1]: name for name, known in _NAMES.items() if known[:-1] == path[:-1]}
     anywhere = {known[-1]: name for name, known in reversed(_NAMES.items())}
-    for names, likeness in ((siblings, 0.6), (anywhere, 0.8)):
+    for names, likeness in ((siblings, 0.65), (anywhere, 0.8)):
         for match in difflib.get_close_matches(wanted, names, 1, likeness):
             return names[match]
     return None

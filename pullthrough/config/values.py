@@ -37,9 +37,8 @@ _FLAGS = dict.fromkeys(("true", "yes", "on", "y"), True) | dict.fromkeys(
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_AUTHORITY = re.compile(
-    r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^\[\]:]*))(?::(?P<port>[^\[\]:]*))?"
-)
+_AUTHORITY = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^\[\]:]*))(?::(?P<port>[^\[\]:]*))?")
+_PORT = re.compile(r"[0-9]{1,5}")
 _PORT_LIMIT = 65535
 _TEXT_LIMIT = 64
 _DURATION_LIMIT = 2**63 / 1e9  # what Go's time.Duration holds, in seconds
@@ -149,7 +148,7 @@ def _authority(text: str) -> tuple[str, int | None]:
 
 
 def _port(text: str) -> int:
-    if not _WHOLE.fullmatch(text) or not 0 <= (port := int(text)) <= _PORT_LIMIT:
+    if not _PORT.fullmatch(text) or (port := int(text)) > _PORT_LIMIT:
         raise Invalid("expected a port from 0 to 65535")
     return port
 

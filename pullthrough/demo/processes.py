@@ -88,7 +88,7 @@ async def upstream(settings: Settings, log: IO[bytes]) -> AsyncIterator[Upstream
 async def cache(config: Path, url: str, log: IO[bytes]) -> AsyncIterator[int]:
     """Run ``pullthrough serve CONFIG``, and give its pid once it answers at ``url``.
 
-    Raises :class:`DemoFailed`.
+    Raises :class:`DemoFailed` when it does not start, or does not end well.
     """
     command = ("pullthrough", "serve", str(config))
     async with _running(*command, log=log, stdin=DEVNULL, stdout=log) as process:
@@ -98,6 +98,8 @@ async def cache(config: Path, url: str, log: IO[bytes]) -> AsyncIterator[int]:
                     raise DemoFailed(f"the cache ended at its start, with {process.returncode}")
                 await asyncio.sleep(_POLL)
         yield process.pid
+    if process.returncode != 0:
+        raise DemoFailed(f"the cache was asked to end, and did with {process.returncode}")
 
 
 async def _answers(session: ClientSession, url: str) -> bool:

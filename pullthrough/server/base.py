@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 import orjson
@@ -23,6 +24,13 @@ _CACHE_STATUS: Final = {
 }
 
 _STALE_WARNING: Final = '110 - "Response is Stale"'
+
+
+@lru_cache
+def cache_status(served: Served) -> str:
+    """Return the Cache-Status header's value."""
+    value = f"pullthrough; {_CACHE_STATUS[served.outcome]}"
+    return f"{value}; detail={served.detail}" if served.detail else value
 
 
 @dataclass(slots=True)
@@ -45,10 +53,7 @@ class Exchange:
     def mark(self, served: Served) -> None:
         """Say how the answer was come by (RFC 9211; Warning 110 of RFC 7234 for older readers)."""
         self.served = served
-        value = f"pullthrough; {_CACHE_STATUS[served.outcome]}"
-        if served.detail:
-            value = f"{value}; detail={served.detail}"
-        self.headers["Cache-Status"] = value
+        self.headers["Cache-Status"] = cache_status(served)
         if served.outcome is Outcome.STALE:
             self.headers["Warning"] = _STALE_WARNING
 

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 from aiohttp import web
@@ -51,8 +51,7 @@ class BadRequest(RegistryError):
     code, status = "UNSUPPORTED", 400
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(NamedTuple):
     """One finished request; ``seconds`` from its head read to its last byte handed over."""
 
     request_id: str

@@ -177,7 +177,7 @@ class FileStore:
 
     async def link_blob(self, repository: Repository, digest: Digest) -> None:
         """Let the repository have the blob, if the repository is a known one."""
-        await self._link(repository, digest, self._layout.layer_link(repository, digest))
+        await self._link(repository, digest, self._layout.layer_link)
 
     async def _is_verified(self, digest: Digest) -> bool:
         if digest not in self._verified:
@@ -186,12 +186,15 @@ class FileStore:
             self._verified[digest] = None
         return True
 
-    async def _link(self, repository: Repository, digest: Digest, link: Path) -> None:
+    async def _link(
+        self, repository: Repository, digest: Digest, path: Callable[[Repository, Digest], Path]
+    ) -> None:
         """Write a link where the repository is one that the upstream is known to have."""
         key = (repository, digest)
         if key in self._linked:
             return
         self._linked[key] = None
+        link = path(repository, digest)
         known = self._layout.repository(repository) / "_manifests"
 
         def work() -> None:
@@ -249,7 +252,7 @@ class FileStore:
 
     async def link_manifest(self, repository: Repository, digest: Digest) -> None:
         """Let the repository have the manifest, if the repository is a known one."""
-        await self._link(repository, digest, self._layout.revision_link(repository, digest))
+        await self._link(repository, digest, self._layout.revision_link)
 
     async def read_tag(self, repository: Repository, tag: Tag) -> StoredTag | None:
         """Return what a tag was when it was last seen."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any, Final, Literal
@@ -36,11 +37,30 @@ def configure(level: str, formatter: Formatter, fields: Mapping[str, str]) -> No
 
 def access_logger(formatter: Formatter, fields: Mapping[str, str]) -> Any:
     """Return the logger of access lines, which no level silences."""
+    *common, render = _processors(formatter, fields)
+    if formatter == "text":
+        # One line a request: the general renderer took a tenth of a warm request's time.
+        common, render = common[:-1], _access_text
     return structlog.wrap_logger(
         structlog.BytesLogger(sys.stderr.buffer),
-        processors=[_info, *_processors(formatter, fields)],
+        processors=[_info, *common, render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
     ).bind()
+
+
+def _access_text(_: Any, __: str, event: EventDict) -> bytes:
+    stamp, level, name = event.pop("time"), event.pop("level"), event.pop("event")
+    pairs = " ".join([f"{key}={_quoted(value)}" for key, value in event.items()])
+    return f"time={stamp} level={level} event={name} {pairs}".encode(errors="backslashreplace")
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    # What a client chose may hold anything; one line stays one line.
+    return text if _PLAIN(text) else orjson.dumps(text).decode()
+
+
+_PLAIN: Final = re.compile(r"[!#-<>-\[\]-~]*").fullmatch
 
 
 def _info(_: Any, __: str, event: EventDict) -> EventDict:

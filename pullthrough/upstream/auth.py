@@ -15,6 +15,7 @@ from aiohttp import hdrs
 from cachetools import TLRUCache
 from yarl import URL
 
+from pullthrough.singleflight import SingleFlight
 from pullthrough.upstream.answers import json_object, refusal
 from pullthrough.upstream.base import Credential, Failure, UpstreamError
 from pullthrough.upstream.challenge import Basic, Bearer, choose
@@ -44,8 +45,8 @@ class _Token:
 class Auth:
     """The logins of one credential at one upstream. Another credential is another ``Auth``.
 
-    ``tasks`` keeps the token requests under way, for their owner to end; ``limit`` bounds each, in
-    seconds.
+    ``flights`` are the token requests under way, of all logins that their owner has had; ``limit``
+    bounds each, in seconds.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Auth:
         limit: float,
         clock: Callable[[], float],
         observer: Observer,
-        tasks: set[asyncio.Task[str]],
+        flights: SingleFlight[tuple[Auth, str], str],
     ) -> None:
         self._upstream = upstream
         self._credential = credential
@@ -72,8 +73,7 @@ class Auth:
         self._tokens: TLRUCache[str, _Token] = TLRUCache(
             _SCOPES, ttu=lambda _scope, token, _now: token.until, timer=clock
         )
-        self._flights: dict[str, asyncio.Task[str]] = {}
-        self._tasks = tasks
+        self._flights = flights
         self._rest = Rest(clock)
 
     async def exchange(self, scope: str, send: Send) -> Reply:
@@ -158,16 +158,9 @@ class Auth:
         held = self._tokens.get(scope)
         if held is not None:
             return held.text
-        flight = self._flights.get(scope)
-        if flight is None:
-            flight = asyncio.create_task(self._fly(scope), name=f"token {scope}")
-            self._flights[scope] = flight
-            self._tasks.add(flight)
-            flight.add_done_callback(lambda _: self._flights.pop(scope, None))
-            flight.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(flight)  # a waiter that leaves does not fail the others
+        return await self._flights.run((self, scope), lambda: self._renew(scope))
 
-    async def _fly(self, scope: str) -> str:
+    async def _renew(self, scope: str) -> str:
         scheme = self._scheme
         if not isinstance(scheme, Bearer):
             raise TypeError("a token without a realm")

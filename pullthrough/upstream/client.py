@@ -21,6 +21,7 @@ from pullthrough.oci import manifest
 from pullthrough.oci.digest import Digest
 from pullthrough.oci.errors import NameInvalid
 from pullthrough.oci.reference import Repository, Tag
+from pullthrough.singleflight import SingleFlight
 from pullthrough.upstream.answers import (
     claimed,
     is_encoded,
@@ -116,13 +117,13 @@ class RegistryClient:
             clock=clock,
             sleep=sleep,
         )
-        self._tasks: set[asyncio.Task[str]] = set()
+        self._flights: SingleFlight[tuple[Auth, str], str] = SingleFlight()
         self._auth = self._login(settings.credential)
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         await self._open.enter_async_context(self._transport)
-        self._open.push_async_callback(self._end_tasks)
+        self._open.push_async_callback(self._flights.close)
         await self._open.enter_async_context(self._health)
         return self
 
@@ -133,11 +134,6 @@ class RegistryClient:
         traceback: TracebackType | None,
     ) -> None:
         await self._open.aclose()
-
-    async def _end_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def set_credential(self, credential: Credential | None) -> None:
         """Log in with ``credential`` from now on: old tokens are forgotten, any rest ends."""
@@ -152,7 +148,7 @@ class RegistryClient:
             limit=self._settings.firstbyte,
             clock=self._clock,
             observer=self._observer,
-            tasks=self._tasks,
+            flights=self._flights,
         )
 
     @property

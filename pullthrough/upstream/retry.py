@@ -41,13 +41,17 @@ async def retrying(
     No try begins later than ``patience`` seconds after the first: a Retry-After that does not fit
     raises at once, with its ``retry_after`` for the client. Raises the last try's error.
     """
+
+    async def one_try() -> T:  # tenacity awaits only what is declared async
+        return await attempt()
+
     return await AsyncRetrying(
         retry=retry_if_exception(_passes),
         wait=_wait,
         stop=stop_any(stop_after_attempt(tries), stop_before_delay(patience)),
         sleep=sleep,
         reraise=True,
-    )(attempt)
+    )(one_try)
 
 
 def retry_after(header: str | None, now: datetime | None = None) -> float | None:

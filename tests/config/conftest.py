@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pullthrough.config import Config, Loaded, load
-
-Load = Callable[..., Loaded]
-Accept = Callable[..., Config]
-
-MINIMAL = "version: 0.1\nproxy:\n  remoteurl: https://harbor.example.com\n"
+from tests.config.examples import Accept, Load, Reject
 
 
 @pytest.fixture(name="load_text")
@@ -42,7 +37,7 @@ def accept(load_text: Load) -> Accept:
 
 
 @pytest.fixture
-def reject(load_text: Load) -> Callable[..., list[str]]:
+def reject(load_text: Load) -> Reject:
     """Load a text that has problems, and return them as they are shown."""
 
     def reject(text: str | bytes, environ: dict[str, str] | None = None) -> list[str]:

@@ -59,4 +59,4 @@ def test_without_any_file_all_places_are_named(tmp_path: Path) -> None:
 def test_the_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the working directory's file there is /etc/pullthrough's."""
     monkeypatch.undo()
-    assert search.DEFAULTS == (Path("config.yml"), Path("/etc/pullthrough/config.yml"))
+    assert (Path("config.yml"), Path("/etc/pullthrough/config.yml")) == search.DEFAULTS

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pullthrough.config import load
-from tests.config.conftest import MINIMAL, Load
-
-Reject = Callable[..., list[str]]
+from tests.config.examples import MINIMAL, Load, Reject
 
 UNIT = "a bare number would be nanoseconds: write the unit, as in 30s or 500ms"
 ONE = "expected a single value"
@@ -64,7 +61,8 @@ TOP = [
     ("auth: {htpaswd: {}}", "4: auth.htpaswd: unknown key; nearest known: auth.htpasswd"),
     ("auth: {htpasswd: {realm: x}}", "4: auth.htpasswd.path: missing"),
     ("auth: {htpasswd: {realm: x, path: nowhere}}", f"4: auth.htpasswd.path: {MISSING_FILE}"),
-    ("auth: {htpasswd: {realm: x, path: /}}", "4: auth.htpasswd.path: cannot be read: Is a directory"),
+    ("auth: {htpasswd: {realm: x, path: /}}",
+     "4: auth.htpasswd.path: cannot be read: Is a directory"),
     ("auth: {htpasswd: {path: config.yml}}", "4: auth.htpasswd.realm: missing"),
     ("auth: {htpasswd: {path: config.yml, realm: 'a\"'}}",
      "4: auth.htpasswd.realm: only plain ASCII without quotes and backslashes"),
@@ -91,7 +89,8 @@ TOP = [
     ("http: {workers: [1]}", f"4: http.workers: {ONE}"),
     ("http: {draintimeout: 30}", f"4: http.draintimeout: {UNIT}"),
     ("http: {draintimeout: -30s}", "4: http.draintimeout: must not be negative"),
-    ("http: {draintimeout: 30 s}", "4: http.draintimeout: not a duration like 1.5s, 300ms or 1h30m"),
+    ("http: {draintimeout: 30 s}",
+     "4: http.draintimeout: not a duration like 1.5s, 300ms or 1h30m"),
     ("http: {draintimeout: 9999999h}", "4: http.draintimeout: longer than 292 years"),
     ("http: {headers: {X: a}}", "4: http.headers.X: expected a list"),
     ("http: {headers: {'X Y': [a]}}", "4: http.headers.X…: not a header's name"),
@@ -189,6 +188,15 @@ def test_an_upstream_that_is_no_plain_origin_is_refused(
     ]
 
 
+BOMB = """\
+a: &a [x, x, x, x, x, x, x, x]
+b: &b [*a, *a, *a, *a, *a, *a, *a, *a]
+c: &c [*b, *b, *b, *b, *b, *b, *b, *b]
+d: &d [*c, *c, *c, *c, *c, *c, *c, *c]
+e: &e [*d, *d, *d, *d, *d, *d, *d, *d]
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "problems"),
     [
@@ -204,7 +212,8 @@ def test_an_upstream_that_is_no_plain_origin_is_refused(
         ("just text", ["config.yml:1: expected a map of keys"]),
         ("a: b\n c: d", ["config.yml:2: not valid YAML: mapping values are not allowed here"]),
         ("a: {b", ["config.yml:1: not valid YAML: expected ',' or '}', but got '<stream end>'"]),
-        ("a:\n\t- b", ["config.yml:2: not valid YAML: found character '\\t' that cannot start any token"]),
+        ("a:\n\t- b",
+         ["config.yml:2: not valid YAML: found character '\\t' that cannot start any token"]),
         ("a: b\n---\nc: d", ["config.yml:2: not valid YAML: but found another document"]),
         ("a: b\nc: *hunter2", ["config.yml:2: not valid YAML: found undefined alias …"]),
         ('a: b\nc: "\\UFFFFFFFF"', ["config.yml:2: not valid YAML: a number out of range"]),
@@ -214,9 +223,7 @@ def test_an_upstream_that_is_no_plain_origin_is_refused(
         ("[" * 100_000, ["config.yml:1: nested too deeply, or too large"]),
         ("{a: " * 100_000, ["config.yml:1: nested too deeply, or too large"]),
         ("a: [" + "1, " * 30_000 + "]", ["config.yml:1: nested too deeply, or too large"]),
-        ("a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\n"
-         "c: &c [*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c]\n"
-         "e: &e [*d,*d,*d,*d,*d,*d,*d,*d]\n", ["config.yml:1: nested too deeply, or too large"]),
+        (BOMB, ["config.yml:1: nested too deeply, or too large"]),
         (b"a" * (1024 * 1024 + 1), ["config.yml: larger than 1048576 bytes"]),
     ],
     ids=range(22),
@@ -338,6 +345,7 @@ def test_a_key_of_distributions_that_changes_nothing_is_a_notice(
     "text",
     [
         "  username: a\n  password: [hunter2]",
+        "  username: a\n  password: {hunter2: 1, hunter2: 2}",
         "  username: a\n  password: {hunter2: hunter2}",
         "  username: a\n  {password:hunter2}: x",
         "  {username: a, password:hunter2}: x",

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pullthrough.config import Address, ConfigError, Config, Proxy, read_credential
-from tests.config.conftest import MINIMAL, Accept
+from pullthrough.config import Address, Config, ConfigError, Proxy, read_credential
+from tests.config.examples import MINIMAL, Accept, value
 
 # A certificate of nobody's; only that it is one matters.
 CERTIFICATE = """\
@@ -26,14 +26,6 @@ YLUF6iELhYnzkZhP8cfa81dQoHZZGDFsYlYzAiBAnpg6c/qK6crvqstT2W5SG7wJ
 /6C0XsD7uW8rpdL1UQ==
 -----END CERTIFICATE-----
 """
-
-
-def value(config: Config, key: str) -> Any:
-    """Return what ``key`` of the model holds."""
-    found: Any = config
-    for name in key.split("."):
-        found = getattr(found, name)
-    return found
 
 
 @pytest.mark.parametrize(
@@ -108,8 +100,10 @@ def test_what_is_left_out_has_its_default(accept: Accept, key: str, expected: An
          ("auth.example.com", "b:8443")),
         ("  resolve: {Harbor.example.com: 10.0.0.8, b: 'fd00:0::1'}", "proxy.resolve",
          {"harbor.example.com": "10.0.0.8", "b": "fd00::1"}),
-        ("  freshness: {<<: {maxage: 5s, deadline: 9s}, deadline: 1s}", "proxy.freshness.maxage", 5),
-        ("  freshness: {<<: {maxage: 5s, deadline: 9s}, deadline: 1s}", "proxy.freshness.deadline", 1),
+        ("  freshness: {<<: {maxage: 5s, deadline: 9s}, deadline: 1s}",
+         "proxy.freshness.maxage", 5),
+        ("  freshness: {<<: {maxage: 5s, deadline: 9s}, deadline: 1s}",
+         "proxy.freshness.deadline", 1),
         ("  freshness: {<<: [{maxage: 5s}, {maxage: 6s}]}", "proxy.freshness.maxage", 5),
         ("  timeouts: {connect: &t 7s, stall: *t}", "proxy.timeouts.stall", 7),
     ],

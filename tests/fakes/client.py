@@ -8,7 +8,7 @@ import json
 import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -93,6 +93,29 @@ class Answer:
         self.assert_error({502, 503, 504}, "UNAVAILABLE")
 
 
+class Pending:
+    """A request that was sent, and whose answer is not read yet."""
+
+    def __init__(self, connection: http.client.HTTPConnection, method: str) -> None:
+        self._connection = connection
+        self._method = method
+
+    def answer(self) -> Answer:
+        """Read the whole answer, or as much as comes of it, and close the connection."""
+        with closing(self._connection), self._connection.getresponse() as response:
+            parts: list[bytes] = []
+            try:
+                # In pieces: what came before a break is kept.
+                while piece := response.read1(1 << 20):
+                    parts.append(piece)
+                complete = self._method == "HEAD" or not response.length
+            except (http.client.IncompleteRead, ConnectionError) as error:
+                if isinstance(error, http.client.IncompleteRead):
+                    parts.append(error.partial)
+                complete = False
+            return Answer(response.status, response.headers, b"".join(parts), complete)
+
+
 class Client:
     """Requests to one port of this machine, each on its own connection."""
 
@@ -103,6 +126,17 @@ class Client:
         self.timeout = timeout
         self._login = {"Authorization": basic(*login)} if login else {}
 
+    def begin(
+        self,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        method: str = "GET",
+        body: bytes | None = None,
+    ) -> Pending:
+        """Send a request, and leave the answer for later."""
+        return Pending(self._send(method, path, headers, body), method)
+
     def request(
         self,
         method: str,
@@ -110,21 +144,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
     ) -> Answer:
-        """Send a request and read the whole answer, or as much as comes of it."""
-        with self._sent(method, path, headers, body) as response:
-            parts: list[bytes] = []
-            try:
-                # In pieces: what came before a break is kept.
-                while piece := response.read1(1 << 20):
-                    parts.append(piece)
-                complete = not response.length
-            except (http.client.IncompleteRead, ConnectionError) as error:
-                if isinstance(error, http.client.IncompleteRead):
-                    parts.append(error.partial)
-                complete = False
-            if method == "HEAD":
-                complete = True
-            return Answer(response.status, response.headers, b"".join(parts), complete)
+        return self.begin(path, headers, method=method, body=body).answer()
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
         return self.request("GET", path, headers)
@@ -159,23 +179,22 @@ class Client:
         self, path: str, headers: Mapping[str, str] | None = None
     ) -> Iterator[http.client.HTTPResponse]:
         """Open a GET, to be read by and by; leaving the block closes the connection."""
-        with self._sent("GET", path, headers, None) as response:
+        with (
+            closing(self._send("GET", path, headers, None)) as connection,
+            connection.getresponse() as response,
+        ):
             yield response
 
-    @contextmanager
-    def _sent(
+    def _send(
         self, method: str, path: str, headers: Mapping[str, str] | None, body: bytes | None
-    ) -> Iterator[http.client.HTTPResponse]:
+    ) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout)
         try:
             connection.request(method, path, body, {**self._login, **(headers or {})})
-            response = connection.getresponse()
-            try:
-                yield response
-            finally:
-                response.close()
-        finally:
+        except OSError:
             connection.close()
+            raise
+        return connection
 
     def raw(self, request: bytes) -> bytes:
         """Send bytes as they are and return all that comes until the server closes (ask it to)."""

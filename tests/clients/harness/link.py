@@ -85,6 +85,8 @@ class Link:
             task = self._loop.create_task(self._carry(near))
             self._carrying.add(task)
             task.add_done_callback(self._carrying.discard)
+            # Here and not in the task: one that is cancelled at once never runs.
+            task.add_done_callback(lambda _: near.close())
 
     async def _carry(self, near: socket.socket) -> None:
         far = socket.socket(socket.AF_UNIX)
@@ -94,12 +96,9 @@ class Link:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._forward(near, far))
                 both.create_task(self._back(far, near))
-        except* (OSError, _Cut):
-            _reset_on_close(near)
-        except* asyncio.CancelledError:
-            _reset_on_close(near)
+        except* (OSError, _Cut, asyncio.CancelledError):
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         finally:
-            near.close()
             far.close()
 
     async def _forward(self, near: socket.socket, far: socket.socket) -> None:
@@ -118,7 +117,3 @@ class Link:
             carried += len(data)
             self.received += len(data)
         near.shutdown(socket.SHUT_WR)
-
-
-def _reset_on_close(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
