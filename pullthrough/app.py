@@ -1,7 +1,7 @@
 """The composition root of one worker: builds every part and says what wraps what.
 
-    listener -> edge (login, route, errors, access line) -> handlers
-             -> manifests, blobs, listings (freshness, fills) -> store | upstream
+listener -> edge (login, route, errors, access line) -> handlers
+         -> manifests, blobs, listings (freshness, fills) -> store | upstream
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ class Worker:
     """Whether it is the one that does what is to be done once."""
 
 
-async def run(
-    config: Config, shared: Shared, worker: Worker, reread: Callable[[], Loaded]
-) -> None:
-    """Serve until SIGTERM, or until the supervisor is gone; ``reread`` loads the configuration anew."""
+async def run(config: Config, shared: Shared, worker: Worker, reread: Callable[[], Loaded]) -> None:
+    """Serve until SIGTERM or the supervisor's end; ``reread`` loads the configuration anew."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_signal_handler(signal.SIGINT, lambda: None)  # the supervisor hears it too, and says stop
+    loop.add_signal_handler(
+        signal.SIGINT, lambda: None
+    )  # the supervisor hears it too, and says stop
     loop.add_reader(shared.alive, stop.set)
     async with contextlib.AsyncExitStack() as stack:
         store = FileStore(shared.layout)
@@ -146,7 +146,9 @@ def _credential(proxy: Proxy) -> Credential | None:
     return None if login is None else Credential(*login)
 
 
-def _reload(reread: Callable[[], Loaded], source: RegistryClient, htpasswd: Htpasswd | None) -> None:
+def _reload(
+    reread: Callable[[], Loaded], source: RegistryClient, htpasswd: Htpasswd | None
+) -> None:
     """Take up log level, upstream credential and htpasswd; the rest wants a restart."""
     loaded = reread()
     if loaded.config is None:
@@ -158,7 +160,7 @@ def _reload(reread: Callable[[], Loaded], source: RegistryClient, htpasswd: Htpa
     try:
         source.set_credential(_credential(config.proxy))
     except ConfigError as error:
-        _log.error("upstream credential not taken up", problem=str(error))  # noqa: TRY400 - the trace says no more
+        _log.error("upstream credential not taken up", problem=str(error))
     if htpasswd is not None:
         htpasswd.reload()
     _log.info("reloaded")
@@ -245,4 +247,3 @@ def work(config: Config, shared: Shared, worker: Worker, reread: Callable[[], Lo
     """Be a worker: the forked process's whole life."""
     logs.configure(config.log.level, config.log.formatter, config.log.fields)
     asyncio.run(run(config, shared, worker, reread))
-

@@ -36,7 +36,7 @@ class SingleFlight(Generic[K, T]):
     def _finished(self, key: K, task: asyncio.Task[T]) -> None:
         del self._tasks[key]
         if not task.cancelled():
-            task.exception()  # the last to wait may have left: what it raised is not news to the loop
+            task.exception()  # the last to wait may have left; the loop need not complain
 
     async def close(self) -> None:
         """End every call."""

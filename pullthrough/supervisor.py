@@ -1,4 +1,4 @@
-"""Worker processes: started, restarted, reloaded, drained. No event loop and no thread of its own."""
+"""Worker processes: started, restarted, reloaded, drained. No event loop, no thread of its own."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _fork(be_worker: Callable[[int], None], number: int) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         be_worker(number)
         code = 0
-    except Exception:
+    except Exception:  # noqa: BLE001 - the process ends here, whatever it was
         _log.exception("worker failed", worker=number)
     finally:
         # Not sys.exit: what the supervisor has open is not the worker's to clean up.

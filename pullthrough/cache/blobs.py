@@ -99,9 +99,7 @@ class Blobs:
         return await self._reader(repository, growing, Outcome.HIT)
 
     def _fill(self, repository: Repository, digest: Digest) -> Growing:
-        return self._start(
-            Fill(self._store, self._source, repository, digest, self._persistence)
-        )
+        return self._start(Fill(self._store, self._source, repository, digest, self._persistence))
 
     def _start(self, growing: Growing) -> Growing:
         self._growing[growing.digest] = growing
@@ -228,8 +226,10 @@ class GrowingBlob:
             yield FileSlice(file, offset, stop - offset)
             offset = stop
 
-    async def _directly(self, offset: int, end: int | None, *, verify: bool) -> AsyncIterator[bytes]:
-        """Give the bytes from the upstream, keeping nothing; the last piece only if all was right."""
+    async def _directly(
+        self, offset: int, end: int | None, *, verify: bool
+    ) -> AsyncIterator[bytes]:
+        """Give the upstream's bytes, keeping nothing; the last piece only if all was right."""
         hasher = self.digest.hasher()
         if verify:
             await self._blobs.hash_prefix(self._growing, offset, hasher)

@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import structlog
 
@@ -72,7 +72,7 @@ class Download:
         self._body: BlobBody | None = None
         self._connection = AsyncExitStack()
 
-    async def __aenter__(self) -> Download:
+    async def __aenter__(self) -> Self:
         """Open the first connection; raises :class:`UpstreamError`."""
         await self._connect()
         return self
@@ -80,12 +80,10 @@ class Download:
     async def __aexit__(self, *_: object) -> None:
         await self._connection.aclose()
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> BlobBody:
         await self._connection.aclose()
         body = await self._connection.enter_async_context(
-            self._source.get_blob(
-                self._repository, self._digest, start=self._offset, end=self._end
-            )
+            self._source.get_blob(self._repository, self._digest, start=self._offset, end=self._end)
         )
         if self.size is None:
             self.size = body.size
@@ -95,6 +93,7 @@ class Download:
                 Failure.INVALID, f"{body.size} bytes offered of a blob of {self.size}"
             )
         self._body = body
+        return body
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Give the bytes; a break is mended by going on from where it was.
@@ -125,29 +124,26 @@ class Download:
                 return
 
     async def _until_break(self) -> AsyncIterator[bytes]:
-        if self._body is None:
-            await self._connect()
-        body = self._body
-        if body is None:  # pragma: no cover - _connect sets it or raises
-            raise UpstreamError(Failure.CUT, "no connection")
+        body = self._body or await self._connect()
         # A source that ignores Range sends the beginning again.
         surplus = self._offset - body.start
-        end = self._end if self._end is not None else self.size
-        while chunk := await body.read():
-            if surplus >= len(chunk):
-                surplus -= len(chunk)
-                continue
-            if surplus:
-                chunk, surplus = chunk[surplus:], 0
-            if end is not None and self._offset + len(chunk) > end:
-                if self._end is None:
-                    raise UpstreamError(Failure.INVALID, f"more than the {end} bytes of the blob")
-                chunk = chunk[: end - self._offset]
+        while received := await body.read():
+            chunk = self._within(received[surplus:])
+            surplus = max(0, surplus - len(received))
             self._offset += len(chunk)
             if chunk:
                 yield chunk
-            if self._end is not None and self._offset == self._end:
+            if self._offset == self._end:
                 return
+        end = self.size if self._end is None else self._end
         if end is not None and self._offset < end:
             # Ended as if it were whole (harbor#23374): a break like any other.
             raise UpstreamError(Failure.CUT, f"ended at byte {self._offset} of {end}")
+
+    def _within(self, chunk: bytes) -> bytes:
+        end = self.size if self._end is None else self._end
+        if end is None or self._offset + len(chunk) <= end:
+            return chunk
+        if self._end is None:
+            raise UpstreamError(Failure.INVALID, f"more than the {end} bytes of the blob")
+        return chunk[: end - self._offset]

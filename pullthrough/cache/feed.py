@@ -12,7 +12,7 @@ class Unstored(Exception):
 
 
 class Feed:
-    """Content on its way: bytes before ``visible`` may be read, all of them once it is ``complete``.
+    """Content on its way: bytes before ``visible`` may be read, all once it is ``complete``.
 
     While it is not complete the last byte is never visible: nobody ends well before the digest is
     known to be right.

@@ -269,4 +269,6 @@ def _anew(partial: Partial, digest: Digest) -> tuple[_Hash, int]:
 
 
 def _wrong_content(digest: Digest) -> BadUpstream:
-    return BadUpstream("the upstream sent content that is not what its digest says", detail=str(digest))
+    return BadUpstream(
+        "the upstream sent content that is not what its digest says", detail=str(digest)
+    )

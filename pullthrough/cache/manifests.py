@@ -166,7 +166,7 @@ class Manifests:
             except UpstreamError as error:
                 if manifest is None:
                     raise
-                # An answer that came after the deadline is that of an upstream that counted as down.
+                # Later than the deadline it is the answer of an upstream that counted as down.
                 late = self._freshness.clock() - asked > self._freshness.deadline
                 verdict = settle(error.failure, up=not late)
                 if verdict is Verdict.GONE:
@@ -255,4 +255,3 @@ def _believed(error: UpstreamError) -> RegistryError | None:
 
 def _answer(manifest: StoredManifest, served: Served) -> ManifestAnswer:
     return ManifestAnswer(manifest.digest, manifest.parsed.media_type, manifest.content, served)
-

@@ -1,1 +1,1 @@
-"""The registry protocol's own values: pure, with no event loop, no HTTP library and no file system."""
+"""The registry protocol's own values: pure, no event loop, no HTTP library, no file system."""

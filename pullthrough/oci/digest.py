@@ -20,7 +20,7 @@ _HEX = re.compile(r"[0-9a-f]+")
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """An algorithm and its hex; only :meth:`parse` and :meth:`of` make one, so it is always valid."""
+    """An algorithm and its hex; :meth:`parse` and :meth:`of` alone make one, so it is valid."""
 
     algorithm: str
     hex: str

@@ -1,4 +1,4 @@
-"""The registry API's errors: one table of codes, one exception a code (distribution-spec, "Error Codes")."""
+"""The registry API's errors, one exception a code (distribution-spec, "Error Codes")."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import ClassVar
 
 
 class RegistryError(Exception):
-    """An error that a client is told of in the spec's JSON; ``code`` and ``status`` belong together.
+    """An error that a client is told of in the spec's JSON, with the status of its code.
 
     ``detail`` is shown to the client: it must not hold a secret. ``retry_after`` is in seconds.
     """
@@ -82,7 +82,7 @@ class TooManyRequests(RegistryError):
 
 
 class BadUpstream(RegistryError):
-    """The upstream's answer cannot be used (wrong bytes, a portal's page), and nothing is cached."""
+    """The upstream's answer is unusable (wrong bytes, a portal's page), and nothing is cached."""
 
     code, status = "UNAVAILABLE", 502
 

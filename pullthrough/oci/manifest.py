@@ -1,6 +1,6 @@
-"""Manifests and the descriptors in them (image-spec, manifest.md and image-index.md; docker's schema 2).
+"""Manifests and their descriptors (image-spec, manifest.md and image-index.md; docker's schema 2).
 
-A manifest is kept and served as the very bytes that came; parsing only says what it is and what it needs.
+A manifest is kept and served as the very bytes that came; parsing only says what it is and needs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ _INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 _IMAGES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 _SCHEMA1 = frozenset({DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED})
 
-ACCEPT: Final = ", ".join(
-    (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, DOCKER_SCHEMA1_SIGNED, DOCKER_SCHEMA1)
+ACCEPT: Final = (
+    f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}, "
+    f"{DOCKER_SCHEMA1_SIGNED}, {DOCKER_SCHEMA1}"
 )
 """What is asked of an upstream: everything. One cached copy then serves every client."""
 
@@ -50,7 +51,7 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a manifest is and names: ``manifests`` of an index, ``blobs`` (config and layers) of an image."""
+    """What it is and names: ``manifests`` of an index, ``blobs`` (config, layers) of an image."""
 
     media_type: str
     manifests: tuple[Descriptor, ...] = ()

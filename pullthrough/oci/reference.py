@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from pullthrough.oci.digest import Digest
-from pullthrough.oci.errors import DigestInvalid, NameInvalid
+from pullthrough.oci.errors import NameInvalid
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
@@ -52,7 +52,7 @@ class Tag:
 def parse_reference(text: str) -> Tag | Digest:
     """Return the tag or digest that a manifest's ``<reference>`` spells.
 
-    Raises :class:`NameInvalid` or :class:`DigestInvalid`; only a digest has a colon.
+    Raises :class:`NameInvalid` or ``DigestInvalid``; only a digest has a colon.
     """
     if ":" in text:
         return Digest.parse(text)
@@ -60,9 +60,5 @@ def parse_reference(text: str) -> Tag | Digest:
 
 
 def referrers_tag(digest: Digest) -> Tag:
-    """Return the tag under which referrers stand where there is no referrers API (spec, "Referrers Tag Schema")."""
-    tag = f"{digest.algorithm[:32]}-{digest.hex[:64]}"
-    return Tag(tag)
-
-
-__all__ = ["DigestInvalid", "Repository", "Tag", "parse_reference", "referrers_tag"]
+    """Return the tag of a referrers list (distribution-spec, "Referrers Tag Schema")."""
+    return Tag(f"{digest.algorithm[:32]}-{digest.hex[:64]}")

@@ -107,7 +107,7 @@ class Htpasswd:
             self._users = read_htpasswd(self._path)
         except (OSError, ValueError) as error:
             self._stamp = None
-            _log.error("htpasswd not readable, users unchanged", why=str(error))  # noqa: TRY400 - the trace says no more
+            _log.error("htpasswd not readable, users unchanged", why=str(error))
             return
         # An unknown user costs as long as a wrong password.
         cost = max((_cost(stored) for stored in self._users.values()), default=_DEFAULT_COST)

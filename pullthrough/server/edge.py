@@ -121,17 +121,24 @@ class Edge:
         except (ConnectionError, asyncio.CancelledError):
             _abort(exchange)
             raise
-        except Exception:  # a client gets no traceback, whatever it is
+        except Exception:  # noqa: BLE001 - a client gets no traceback, whatever it is
             _log.exception("request failed", request_id=request_id)
             response = self._refuse(exchange, InternalError("internal error"))
             status = response.status
         finally:
             self._recorder.finished(
                 Access(
-                    request_id, request.remote or "", exchange.user, request.method,
-                    target.partition("?")[0][:_LOGGED_PATH], label, status, exchange.bytes_sent,
-                    time.perf_counter() - started, exchange.served,
-                )  # fmt: skip
+                    request_id=request_id,
+                    address=request.remote or "",
+                    user=exchange.user,
+                    method=request.method,
+                    path=target.partition("?")[0][:_LOGGED_PATH],
+                    route=label,
+                    status=status,
+                    bytes_sent=exchange.bytes_sent,
+                    seconds=time.perf_counter() - started,
+                    served=exchange.served,
+                )
             )
         return response
 
@@ -141,7 +148,9 @@ class Edge:
             header = request.headers.get("Authorization")
             exchange.user = await htpasswd.user(header, request.remote or "")
 
-    async def _dispatch(self, exchange: Exchange, route: routes.Route) -> web.StreamResponse:
+    async def _dispatch(  # noqa: PLR0911 - a table of routes
+        self, exchange: Exchange, route: routes.Route
+    ) -> web.StreamResponse:
         parts = self._parts
         match route:
             case routes.ManifestRoute():

@@ -19,7 +19,7 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Readiness:
-    """What ``/readyz`` says. The upstream's state is told, and decides nothing: that is the point."""
+    """What ``/readyz`` says. The upstream's state is told, and decides nothing."""
 
     upstream_up: Callable[[], bool]
     store_ok: bool = True

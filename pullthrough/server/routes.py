@@ -25,7 +25,7 @@ class QueryInvalid(RegistryError):
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """``GET /v2/``: is this a registry, and does it want a login?"""
+    """``GET /v2/``: whether this is a registry, and whether it wants a login."""
 
     label: ClassVar[str] = "ping"
 
@@ -102,7 +102,7 @@ def is_public(target: str) -> bool:
 _HEALTH: Final = {"/livez": Health(ready=False), "/readyz": Health(ready=True)}
 
 
-def _parse(target: str) -> Route:
+def _parse(target: str) -> Route:  # noqa: PLR0911 - a table of endpoints
     raw, _, query = target.partition("?")
     if raw in _HEALTH:
         return _HEALTH[raw]

@@ -98,10 +98,10 @@ class ManifestStore(Protocol):
     async def write_tag(
         self, repository: Repository, tag: Tag, digest: Digest, when: float
     ) -> None:
-        """The upstream said at ``when`` (Unix time) that the tag is ``digest``."""
+        """Remember that the upstream said at ``when`` (Unix time) that the tag is ``digest``."""
 
     async def remove_tag(self, repository: Repository, tag: Tag) -> None:
-        """The upstream no longer has the tag."""
+        """Forget a tag that the upstream no longer has."""
 
 
 class ListingStore(Protocol):

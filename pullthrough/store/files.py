@@ -17,7 +17,7 @@ def out_of_room(error: OSError) -> bool:
 
 
 def write_whole(path: Path, content: bytes, *, temporary: Path, durable: bool = True) -> None:
-    """Write ``content`` to ``path`` at once or not at all. ``temporary`` is on the same file system.
+    """Write ``content`` to ``path`` at once or not at all, via ``temporary`` on the same disk.
 
     Raises :class:`OSError`; nothing is left behind then.
     """
@@ -28,7 +28,9 @@ def write_whole(path: Path, content: bytes, *, temporary: Path, durable: bool = 
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would lock out another program on the same directory
+        Path(name).chmod(
+            0o644
+        )  # mkstemp's 0600 would lock out another program on the same directory
         rename_into(Path(name), path, durable=durable)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -238,7 +238,7 @@ class FileStore:
                 write_whole(layout.blob(digest), manifest.content, temporary=layout.temporary)
             if not revision.exists():
                 write_whole(revision, text, temporary=layout.temporary, durable=False)
-            # What another repository brought belongs to this one too; the rest is linked as it comes.
+            # What another repository brought is this one's too; the rest is linked as it comes.
             for blob in manifest.parsed.blobs:
                 link = layout.layer_link(repository, blob.digest)
                 if layout.blob(blob.digest).exists() and not link.exists():
@@ -270,7 +270,7 @@ class FileStore:
     async def write_tag(
         self, repository: Repository, tag: Tag, digest: Digest, when: float
     ) -> None:
-        """The upstream said at ``when`` that the tag is ``digest``; raises :class:`OSError`."""
+        """Remember what the upstream said of a tag at ``when``; raises :class:`OSError`."""
         layout, text = self._layout, str(digest).encode()
         current = layout.tag_link(repository, tag)
 
@@ -285,7 +285,7 @@ class FileStore:
         await self._index.set_checked(repository, tag, digest, when)
 
     async def remove_tag(self, repository: Repository, tag: Tag) -> None:
-        """The upstream no longer has the tag; its manifest stays, by digest."""
+        """Forget a tag that the upstream no longer has; its manifest stays, by digest."""
         current = self._layout.tag_link(repository, tag)
 
         def work() -> None:

@@ -1,8 +1,8 @@
 """The embedded index: what the files do not say (freshness, last use) or say slowly (sizes).
 
-It may be lost: every answer it gives is a shortcut, and :meth:`Index.rebuild_from` makes the part of
-it that matters anew. So its failures are logged and otherwise count as "not known"; no pull fails
-for it. One connection a process, in one thread; never on the path of a warm request.
+It may be lost: every answer it gives is a shortcut, and :meth:`Index.rebuild_from` makes the part
+of it that matters anew. So its failures are logged and otherwise count as "not known"; no pull
+fails for it. One connection a process, in one thread; never on the path of a warm request.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Index:
             connection.execute("PRAGMA synchronous=NORMAL")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version not in (0, _VERSION):
-                raise sqlite3.DatabaseError(f"version {version}, expected {_VERSION}")
+                raise sqlite3.DatabaseError(f"version {version}")  # noqa: TRY301 - closed below
             connection.executescript(_SCHEMA)
             connection.execute(f"PRAGMA user_version={_VERSION}")
         except BaseException:
@@ -146,7 +146,7 @@ class Index:
     # -- tags ------------------------------------------------------------------------------------
 
     async def checked(self, repository: Repository, tag: Tag, digest: Digest) -> float:
-        """Return when (Unix time) the upstream last said that ``tag`` is ``digest``; 0 if not known."""
+        """Return when (Unix time) ``tag`` was last said to be ``digest``; 0 if not known."""
         sql = "SELECT checked FROM tag WHERE repository=? AND tag=? AND digest=?"
         row = await self._one(sql, repository.name, tag.name, str(digest))
         return 0.0 if row is None else float(row[0])
@@ -159,7 +159,7 @@ class Index:
         await self._execute("INSERT OR REPLACE INTO tag VALUES (?, ?, ?, ?)", [row])
 
     async def forget_tag(self, repository: Repository, tag: Tag) -> None:
-        """The upstream no longer has the tag."""
+        """Forget a tag that the upstream no longer has."""
         sql = "DELETE FROM tag WHERE repository=? AND tag=?"
         await self._execute(sql, [(repository.name, tag.name)])
 
@@ -179,7 +179,7 @@ class Index:
     # -- all of it -------------------------------------------------------------------------------
 
     async def rebuild_from(self, sizes: Mapping[Digest, int]) -> None:
-        """Take the sizes that the cached manifests tell; verification is made up for at first use."""
+        """Take the sizes that cached manifests tell; verification is made up for at first use."""
         rows = [(str(digest), size) for digest, size in sizes.items()]
         await self._execute("INSERT OR IGNORE INTO descriptor VALUES (?, ?)", rows)
 

@@ -1,8 +1,8 @@
 """Unfinished content that worker processes share: one writes, all may read what is there.
 
-Beside the data stands a small progress file. Its flock says who fills, and goes with the process that
-held it; its record says how far. So a reader in another process needs nothing but the two files,
-and the death of the one who fills is seen by the lock being free.
+Beside the data stands a small progress file. Its flock says who fills, and goes with the process
+that held it; its record says how far. So a reader in another process needs nothing but the two
+files, and the death of the one who fills is seen by the lock being free.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Partial:
         descriptor = self.data.fileno()
         for chunk in chunks:
             hasher.update(chunk)
-        # One buffer more or less is no matter to pwritev, but a short write is: a full disk writes some.
+        # A disk that is nearly full writes some of it, and fails the next time.
         views = [memoryview(chunk) for chunk in chunks]
         while views:
             written = os.pwritev(descriptor, views[:512], offset)
@@ -159,7 +159,7 @@ def hash_file(
     end: int | None = None,
     progressed: Callable[[int], None] | None = None,
 ) -> int:
-    """Feed a file's bytes before ``end`` to ``hasher``, telling the bytes done; return their number."""
+    """Feed a file's bytes before ``end`` to ``hasher``, telling how many; return their number."""
     offset = 0
     while end is None or offset < end:
         count = _HASH_BLOCK if end is None else min(_HASH_BLOCK, end - offset)

@@ -30,7 +30,7 @@ def configure(level: str, formatter: Formatter, fields: Mapping[str, str]) -> No
         logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
         cache_logger_on_first_use=False,
     )
-    # What libraries say goes the same way, but for what aiohttp and asyncio say of clients that left.
+    # What libraries say goes the same way, but for what asyncio says of clients that left.
     logging.basicConfig(handlers=[_Bridge()], level=logging.WARNING, force=True)
     logging.getLogger("asyncio").setLevel(logging.ERROR)
 

@@ -1,7 +1,7 @@
 """Prometheus metrics, added up over worker processes.
 
-prometheus_client keeps each process's numbers in files under PROMETHEUS_MULTIPROC_DIR, which must be
-set before it is first imported: the supervisor does so.
+prometheus_client keeps each process's numbers in files under PROMETHEUS_MULTIPROC_DIR, which must
+be set before it is first imported: the supervisor does so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ REQUESTS: Final = Counter(
 SECONDS: Final = Histogram(
     "pullthrough_request_seconds", "From a request to its last byte.", ("route",), buckets=_SECONDS
 )
-BYTES_SERVED: Final = Counter("pullthrough_served_bytes_total", "Bytes sent to clients.", ("route",))
+BYTES_SERVED: Final = Counter(
+    "pullthrough_served_bytes_total", "Bytes sent to clients.", ("route",)
+)
 STALE: Final = Counter(
     "pullthrough_stale_total", "Answers served stale, by what the upstream did.", ("detail",)
 )
@@ -63,7 +65,7 @@ class Requests:
         self._seconds: dict[str, Histogram] = {}
         self._bytes: dict[str, Counter] = {}
 
-    def count(
+    def count(  # noqa: PLR0917 - a row of values, once a request
         self, route: str, method: str, status: int, cache: str, sent: int, seconds: float
     ) -> None:
         """Count one request; ``cache`` is its outcome, empty where there was none."""
@@ -94,11 +96,11 @@ class UpstreamMetrics:
         UPSTREAM_BYTES.inc(count)
 
     def token_failure(self, reason: str) -> None:
-        """A token was asked for and not given."""
+        """Count a token that was asked for and not given."""
         TOKEN_FAILURES.labels(reason).inc()
 
     def credential_refused(self) -> None:
-        """The upstream refuses the credential itself."""
+        """Count a rest of the credential."""
         CREDENTIAL_REFUSED.inc()
 
 

@@ -1,81 +1,19 @@
-"""What the tests of the upstream side share: a client, its clock, and who listens to it."""
+"""A client of a fake registry, and the logs it leaves."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from pullthrough.oci.reference import Repository, Tag
-from pullthrough.upstream.base import Credential
-from pullthrough.upstream.breaker import Breaker
 from pullthrough.upstream.client import RegistryClient, Settings
 from tests.fakes.content import Image
 from tests.fakes.registry import FakeRegistry
-
-NAME: Final = Repository("library/app")
-TAG: Final = Tag("v1")
-LOGIN: Final = Credential("robot$region", "upstream-secret")
-WRONG: Final = Credential("robot$region", "no-longer-right")
-
-
-class Clock:
-    """A clock that stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Recorder:
-    """An observer that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.requests: Counter[tuple[str, str]] = Counter()
-        self.received = 0
-        self.token_failures: list[str] = []
-        self.refusals = 0
-
-    def request(self, operation: str, outcome: str, seconds: float) -> None:
-        assert seconds >= 0
-        self.requests[operation, outcome] += 1
-
-    def bytes_received(self, count: int) -> None:
-        self.received += count
-
-    def token_failure(self, reason: str) -> None:
-        self.token_failures.append(reason)
-
-    def credential_refused(self) -> None:
-        self.refusals += 1
-
-
-@dataclass
-class Bench:
-    """What a client is built with, and what it did with it."""
-
-    clock: Clock = field(default_factory=Clock)
-    observer: Recorder = field(default_factory=Recorder)
-    breaker: Breaker = field(default_factory=Breaker)
-    slept: list[float] = field(default_factory=list)
-
-    async def sleep(self, seconds: float) -> None:
-        """Note how long, and let others run for a moment."""
-        if seconds != 0.5:  # what the watch of the breaker always does
-            self.slept.append(seconds)
-        await asyncio.sleep(0.005)
-
-
-Connect = Callable[..., Awaitable[RegistryClient]]
+from tests.upstream.kit import LOGIN, NAME, TAG, Bench, Connect
 
 
 @pytest.fixture
@@ -135,12 +73,3 @@ def _logs(log: LogCapture) -> Any:
     for entry in log.entries:
         assert "upstream-secret" not in str(entry)
         assert "a-presigned-secret" not in str(entry)
-
-
-async def until(condition: Callable[[], Any], what: str) -> None:
-    """Wait until ``condition`` holds; fail with ``what`` when it does not."""
-    for _ in range(4000):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError(f"never: {what}")

@@ -60,16 +60,13 @@ def test_probes_take_turns_over_all_workers() -> None:
     one, other = Breaker(cell), Breaker(cell)
     assert not one.claim_probe(100.0)
     one.overdue(100.0)
-    now, pauses = 100.0, []
-    for _ in range(6):
-        assert one.claim_probe(now)
-        began = now
-        while not other.claim_probe(now):
-            now += 0.25
-        pauses.append(now - began)
-        one, other = other, one
-        cell[2] = now  # the second claim stands for the next round's first
-    assert pauses == [1.0, 4.0, 10.0, 10.0, 10.0, 10.0]
+    claimed = [
+        100 + quarter / 4
+        for quarter in range(160)
+        for worker in (one, other)
+        if worker.claim_probe(100 + quarter / 4)
+    ]
+    assert claimed == [100, 101, 103, 107, 115, 125, 135]
 
 
 def test_a_new_outage_is_probed_at_once() -> None:

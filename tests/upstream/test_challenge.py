@@ -38,7 +38,7 @@ HARBOR = (
             ['Bearer realm="x" , SERVICE = y , , Basic realm=z'],
             [("bearer", {"realm": "x", "service": "y"}), ("basic", {"realm": "z"})],
         ),
-        (['Basic realm=a, x="y"', "Negotiate"], [("basic", {"realm": "a", "x": "y"}), ("negotiate", {})]),
+        (['Basic realm=a, x="y"', "NTLM"], [("basic", {"realm": "a", "x": "y"}), ("ntlm", {})]),
         (["Negotiate abc+/==, Basic realm=x"], [("negotiate", {}), ("basic", {"realm": "x"})]),
         ([r'Basic realm="a \"q\" \\, b=c"'], [("basic", {"realm": 'a "q" \\, b=c'})]),
         (["Basic, Bearer realm=x"], [("basic", {}), ("bearer", {"realm": "x"})]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pullthrough.upstream.rest import Rest
-from tests.upstream.conftest import Clock
+from tests.upstream.kit import Clock
 
 
 def test_a_few_refusals_in_a_row_call_for_a_look() -> None:
