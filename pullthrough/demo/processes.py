@@ -24,7 +24,7 @@ from pullthrough.demo.upstream import Settings
 _BCRYPT_COST = 10
 _POLL = 0.05  # seconds between looks whether the cache answers
 _LOOK = ClientTimeout(total=1.0)
-_END_LIMIT = 4.0  # seconds that a process has to end by itself
+_END_LIMIT = 6.0  # seconds that a process has to end by itself
 _ANSWER_LIMIT = 20.0  # seconds that the upstream has to make its images and answer
 
 
@@ -141,12 +141,15 @@ async def _end(process: Process) -> None:
     with suppress(ProcessLookupError):
         process.terminate()
     try:
-        async with asyncio.timeout(_END_LIMIT):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_END_LIMIT):
+                await process.wait()
+    finally:
+        # Also when the demo is interrupted while it waits.
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-    except TimeoutError:
-        # It has not been waited for, so the group's number is still its own.
-        os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
 
 
 def free_port() -> int:

@@ -19,7 +19,7 @@ from pullthrough.oci.digest import Digest
 
 DELAY: Final = 0.1  # seconds for each request
 RATE: Final = 20e6  # bytes a second
-TIME_LIMIT: Final = 50.0  # seconds for the whole story; ending its processes comes on top
+TIME_LIMIT: Final = 45.0  # seconds for the whole story; ending its processes comes on top
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,14 +69,14 @@ def _check(content: bytes, environ: dict[str, str] | None = None) -> list[str]:
 
 
 @given(st.binary(max_size=200) | TEXTS.map(str.encode))
-@settings(deadline=None, max_examples=4000)
+@settings(deadline=None, max_examples=300)
 def test_no_bytes_make_it_fall_over(content: bytes) -> None:
     """Whatever the bytes are, there is a configuration or there are problems."""
     _check(content)
 
 
 @given(configurations() | DOCUMENTS)
-@settings(deadline=None, max_examples=4000)
+@settings(deadline=None, max_examples=300)
 def test_no_document_makes_it_fall_over(document: Any) -> None:
     """The same for YAML in which any key holds any value."""
     _check(yaml.dump(document, allow_unicode=True).encode(errors="replace"))
@@ -92,7 +92,7 @@ def test_no_document_makes_it_fall_over(document: Any) -> None:
         max_size=6,
     ),
 )
-@settings(deadline=None, max_examples=4000)
+@settings(deadline=None, max_examples=300)
 def test_no_environment_makes_it_fall_over(document: Any, environ: dict[str, str]) -> None:
     """The same with variables over it, well-formed or not."""
     _check(yaml.dump(document).encode(), environ)
@@ -104,7 +104,7 @@ def test_no_environment_makes_it_fall_over(document: Any, environ: dict[str, str
     TEXTS,
     st.sampled_from(["{0}", "[{0}]", "'{0}'", "*{0}", "!{0} a", "@{0}", "{{{0}: a, {0}: b}}"]),
 )
-@settings(deadline=None, max_examples=4000)
+@settings(deadline=None, max_examples=300)
 def test_no_secret_is_ever_repeated_whatever_stands_around_it(
     variable: str, before: str, after: str, form: str
 ) -> None:

@@ -77,7 +77,8 @@ async def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal
         line = await demo.stdout.readline()
         assert line, output.decode()
         output += line
-    assert len(_left_behind(tmp_path)) > 3
+    # The directory, the upstream and the cache: the look below could find them.
+    assert len(_left_behind(tmp_path)) >= 3
     demo.send_signal(number)
     rest, _ = await demo.communicate()
     assert demo.returncode == 128 + number, rest.decode()

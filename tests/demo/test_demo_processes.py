@@ -1,5 +1,6 @@
 """The demo's processes are real, and none is left behind."""
 
+import asyncio
 import os
 import signal
 from asyncio.subprocess import PIPE
@@ -108,6 +109,25 @@ async def test_a_process_that_does_not_end_when_asked_is_killed(
     async with processes.upstream(settings, log) as far:
         os.kill(far.pid, signal.SIGSTOP)
     assert _gone(far.pid)
+
+
+async def test_an_interrupted_end_is_an_end(settings: Settings, log: IO[bytes]) -> None:
+    """Ctrl-C while the demo waits for a process to end leaves it no more than before."""
+    pids = []
+    ending = asyncio.Event()
+
+    async def stop_it() -> None:
+        async with processes.upstream(settings, log) as far:
+            pids.append(far.pid)
+            os.kill(far.pid, signal.SIGSTOP)
+            ending.set()
+
+    task = asyncio.create_task(stop_it())
+    await ending.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [_gone(pid) for pid in pids] == [True]
 
 
 async def test_an_error_in_the_demo_leaves_no_process(settings: Settings, log: IO[bytes]) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 from structlog.testing import LogCapture
 
+from pullthrough.upstream import transport
 from pullthrough.upstream.client import RegistryClient, Settings
 from tests.fakes.content import Image
 from tests.fakes.registry import FakeRegistry
@@ -19,6 +22,22 @@ from tests.upstream.kit import LOGIN, NAME, TAG, Bench, Connect
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
+
+
+@pytest.fixture(scope="session")
+def authorities() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+@pytest.fixture(autouse=True)
+def _read_authorities_once(authorities: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare each test the 50 ms in which the machine's authorities are read."""
+    read = transport._tls
+
+    def tls(cafile: Path | None, *, skipverify: bool) -> ssl.SSLContext:
+        return read(cafile, skipverify=skipverify) if cafile or skipverify else authorities
+
+    monkeypatch.setattr(transport, "_tls", tls)
 
 
 @pytest.fixture
