@@ -68,6 +68,8 @@ class Blobs:
         """Return a reader of the blob; raises :class:`RegistryError` when there will be none."""
         growing = self._growing.get(digest)
         outcome = Outcome.COLLAPSED
+        if growing is not None and growing.feed.complete:
+            outcome = Outcome.HIT  # all here, only not yet safe on the disk
         if growing is None:
             blob = await self._store.open_blob(digest)
             if blob is not None and blob.verified:
@@ -91,7 +93,7 @@ class Blobs:
         if blob.size <= _VERIFY_FIRST:
             growing.hold()
             try:
-                await growing.feed.past(blob.size - 1)
+                await growing.feed.past(blob.size)
             except BadUpstream:
                 return await self.open(repository, digest)  # it is set aside: a miss now
             finally:
@@ -125,6 +127,8 @@ class Blobs:
         reader = GrowingBlob(self, repository, growing, Served(outcome))
         try:
             await growing.feed.sized()
+            if growing.feed.size == 0:
+                await growing.feed.past(0)  # there is no last byte to hold back
         except Unstored:
             reader.served = Served(Outcome.BYPASS, "unstored")
             try:
@@ -137,6 +141,8 @@ class Blobs:
             raise
         else:
             reader.size = growing.feed.size
+            if growing.followed and outcome is Outcome.MISS:
+                reader.served = Served(Outcome.COLLAPSED)
         return reader
 
     def download(

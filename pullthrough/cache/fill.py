@@ -8,7 +8,7 @@ another process already fills, this one follows its progress, and takes over sho
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 import structlog
@@ -44,6 +44,8 @@ class Growing:
         self.digest = digest
         self.feed = Feed()
         self.file: BinaryIO | None = None
+        self.followed = False
+        """Whether it is another process that brings it."""
         self._closing = ExitStack()
         self._holders = 0
 
@@ -150,6 +152,7 @@ class Fill(Growing):
 
     async def _follow(self, partial: Partial) -> bool:
         """Pass another process's progress on; return whether the fill ended."""
+        self.followed = True
         progress = partial.progress()
         if self._ended(progress):
             return True
@@ -173,7 +176,7 @@ class Fill(Growing):
         stored = await self._store.open_blob(self.digest)
         if stored is not None:
             self._closing.callback(stored.file.close)
-        if stored is not None and stored.verified:
+        if stored is not None and (stored.verified or await self._sound(stored)):
             # Published between the look into the store and the lock.
             partial.discard(State.DONE)
             self.file = stored.file
@@ -194,15 +197,23 @@ class Fill(Growing):
             self.feed.fail(_wrong_content(self.digest))
             return
         partial.record(Progress(size, size, State.DONE))
-        self.feed.finish(size)
         try:
-            await self._store.publish(partial, self.digest, size)
+            await self._store.publish(partial, self.digest)
             await self._store.link_blob(self._repository, self.digest)
+            self.feed.finish(size)
+            # Only what is safe on the disk counts as verified after a power cut.
+            await self._store.secure(partial, self.digest, size)
         except OSError as error:
             # Everybody has the right bytes, or will have them from the open file.
+            self.feed.finish(size)
             _log.warning("a blob was not kept", digest=str(self.digest), error=error.strerror)
-            with suppress(OSError):
+            if partial.named():
                 partial.discard(State.DONE)
+
+    async def _sound(self, stored: StoredBlob) -> bool:
+        hasher = self.digest.hasher()
+        await self._store.in_thread(lambda: hash_file(stored.file.fileno(), hasher))
+        return hasher.hexdigest() == self.digest.hex
 
     async def _bring(self, partial: Partial) -> int | None:
         """Bring all of it into the partial; return the size in bytes, None if it is not right."""

@@ -116,15 +116,15 @@ class Edge:
             response = await self._dispatch(exchange, route)
             status = response.status
         except RegistryError as error:
+            status = error.status
             response = self._refuse(exchange, error)
-            status = response.status
         except (ConnectionError, asyncio.CancelledError):
             _abort(exchange)
             raise
         except Exception:  # noqa: BLE001 - a client gets no traceback, whatever it is
             _log.exception("request failed", request_id=request_id)
+            status = _INTERNAL
             response = self._refuse(exchange, InternalError("internal error"))
-            status = response.status
         finally:
             self._recorder.finished(
                 Access(
@@ -196,6 +196,8 @@ class _Connection(RequestHandler):
     ) -> web.StreamResponse:
         """Answer what could not be parsed; ``message`` is the parser's and is not repeated."""
         del message
+        if isinstance(exc, ConnectionError):
+            raise exc  # broken off, by us or by the client: nothing is to be said
         error: RegistryError = BadRequest("not a request that can be understood")
         if status >= _INTERNAL:
             _log.error("request failed", exc_info=exc)

@@ -64,8 +64,11 @@ class BlobStore(Protocol):
     async def open_partial(self, digest: Digest) -> Partial:
         """Open the unfinished content of ``digest``, or begin it."""
 
-    async def publish(self, partial: Partial, digest: Digest, size: int) -> None:
+    async def publish(self, partial: Partial, digest: Digest) -> None:
         """Give verified content its name."""
+
+    async def secure(self, partial: Partial, digest: Digest, size: int) -> None:
+        """Have what was published survive a power cut, and remember that it was verified."""
 
     async def confirm(self, digest: Digest, size: int) -> None:
         """Remember that what is here was verified."""

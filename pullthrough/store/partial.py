@@ -135,9 +135,8 @@ class Partial:
         self.record(Progress())
 
     def publish(self, target: Path) -> None:
-        """Give the verified content its name; raises :class:`OSError`. In a thread: it syncs."""
-        os.fsync(self.data.fileno())
-        rename_into(self._path, target)
+        """Give the verified content its name; raises :class:`OSError`."""
+        rename_into(self._path, target, durable=False)
         _beside(self._path).unlink(missing_ok=True)
 
     def discard(self, state: State) -> None:

@@ -72,7 +72,6 @@ def test_a_config_from_the_field_runs_with_its_login_from_the_environment(
         ({"PROXY_RETRIES": "3"}, "proxy.retries", 3),
         ({"HTTP_WORKERS": "2"}, "http.workers", 2),
         ({"PROXY_USERNAME": "0123"}, "proxy.username", "0123"),
-        ({"CONFIGURATION_PATH": "/nowhere"}, "proxy.retries", 8),
     ],
 )  # fmt: skip
 def test_a_variable_sets_its_key(
@@ -160,6 +159,12 @@ def test_an_unknown_variable_is_only_mentioned(
     assert (notice.file, notice.line) == (f"REGISTRY_{variable}", None)
     assert (notice.key, notice.message) == (key, "ignored: unknown key")
     assert notice.nearest == nearest
+
+
+def test_the_variable_that_names_the_file_is_no_override(load_text: Load) -> None:
+    """It stands in the same environment, and is not taken for a key."""
+    loaded = load_text(MINIMAL, {"REGISTRY_CONFIGURATION_PATH": "config.yml"})
+    assert (loaded.problems, loaded.notices) == ((), ())
 
 
 def test_a_variable_for_an_ignored_key_is_mentioned(load_text: Load) -> None:

@@ -222,7 +222,7 @@ e: &e [*d, *d, *d, *d, *d, *d, *d, *d]
         ("a: &a [*a]", ["config.yml:1: nested too deeply, or too large"]),
         ("[" * 100_000, ["config.yml:1: nested too deeply, or too large"]),
         ("{a: " * 100_000, ["config.yml:1: nested too deeply, or too large"]),
-        ("a: [" + "1, " * 30_000 + "]", ["config.yml:1: nested too deeply, or too large"]),
+        ("a: [" + "1, " * 30_000 + "}", ["config.yml:1: nested too deeply, or too large"]),
         (BOMB, ["config.yml:1: nested too deeply, or too large"]),
         (b"a" * (1024 * 1024 + 1), ["config.yml: larger than 1048576 bytes"]),
     ],
@@ -244,6 +244,14 @@ def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     assert [p.message for p in load(Path("\0"), {}).problems] == [
         "cannot be read: not a file's name"
     ]
+
+
+def test_a_file_of_any_size_is_read_no_further_than_the_limit(tmp_path: Path) -> None:
+    """A terabyte is refused, not read."""
+    with (tmp_path / "config.yml").open("wb") as file:
+        file.truncate(1 << 40)
+    (problem,) = load(tmp_path / "config.yml", {}).problems
+    assert problem.message == "larger than 1048576 bytes"
 
 
 def test_every_problem_is_told_at_once_in_the_order_of_the_file(reject: Reject) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,16 +71,25 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cache]:
         assert_quiet(cache)
 
 
+_ADDRESSES = itertools.count(1)
+
+
+def elsewhere() -> str:
+    """Return an address that no other test fails from: failures are slowed, address by address."""
+    return f"127.9.{os.getpid() % 250}.{next(_ADDRESSES)}"
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_nothing_below_v2_without_a_login(guarded: Cache, path: str) -> None:
     """Every path, /v2/ itself included, is 401 with Basic's realm, for GET, HEAD and writes."""
-    got = guarded.client().get(f"/v2/{path}")
+    client = guarded.client(address=elsewhere())
+    got = client.get(f"/v2/{path}")
     got.assert_error(401, "UNAUTHORIZED")
     assert got.header("WWW-Authenticate") == f'Basic realm="{REALM}"'
     assert got.header("Docker-Distribution-Api-Version") == "registry/2.0"
     assert got.request_id
-    assert guarded.client().head(f"/v2/{path}").status == 401
-    assert guarded.client().request("PUT", f"/v2/{path}", body=b"x").status in {401, 405}
+    assert client.head(f"/v2/{path}").status == 401
+    assert client.request("PUT", f"/v2/{path}", body=b"x").status in {401, 405}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +114,8 @@ def test_nothing_below_v2_without_a_login(guarded: Cache, path: str) -> None:
 )
 def test_wrong_logins_are_401(guarded: Cache, authorization: str) -> None:
     """A wrong password, an unknown user or a header of no form is told the same as no login."""
-    got = guarded.client().get("/v2/", {"Authorization": authorization})
+    client = guarded.client(address=elsewhere())
+    got = client.get("/v2/", {"Authorization": authorization})
     got.assert_error(401, "UNAUTHORIZED")
     assert got.header("WWW-Authenticate").startswith("Basic realm=")
 
@@ -133,7 +145,8 @@ def test_a_verified_login_is_remembered_per_password(guarded: Cache) -> None:
     """A right login that was seen does not let in a wrong one of the same user."""
     assert guarded.client(login=("node", "client-secret")).get("/v2/").status == 200
     for password in ("wrong", "client-secret2", "client-secre"):
-        assert guarded.client(login=("node", password)).get("/v2/").status == 401
+        client = guarded.client(login=("node", password), address=elsewhere())
+        assert client.get("/v2/").status == 401
 
 
 def test_failures_do_not_shut_out_a_good_login(guarded: Cache) -> None:
@@ -184,7 +197,8 @@ def test_changed_file_counts_without_a_restart(guard: Guard, hangup: bool) -> No
     file.write_text(entry("joiner", "client-secret") + entry("node", "client-secret-2"))
     if hangup:
         cache.reload()
-    eventually(lambda: joiner.get("/v2/").status == 200, "the new user")
+    eventually(lambda: leaver.get("/v2/").status == 401, "the end of the old user")
+    assert joiner.get("/v2/").status == 200
     statuses = [each.get("/v2/").status for each in (leaver, old, new)]
     assert statuses == [401, 401, 200]
 
@@ -192,13 +206,17 @@ def test_changed_file_counts_without_a_restart(guard: Guard, hangup: bool) -> No
 def test_file_that_goes_away_opens_nothing(guard: Guard) -> None:
     """While the file is missing or being written anew, nobody unknown comes in."""
     cache, file = guard(entry("node", "client-secret"))
-    stranger = cache.client(login=("stranger", "client-secret"))
     file.unlink()
     cache.reload()
-    assert {stranger.get("/v2/").status for _ in range(10)} <= {401, 503}
-    assert cache.client().get("/v2/").status in {401, 503}
+
+    def stranger() -> int:
+        login = ("stranger", "client-secret")
+        return cache.client(login=login, address=elsewhere()).get("/v2/").status
+
+    assert {stranger() for _ in range(10)} <= {401, 503}
+    assert cache.client(address=elsewhere()).get("/v2/").status in {401, 503}
     file.write_text(entry("stranger", "client-secret"))
-    eventually(lambda: stranger.get("/v2/").status == 200, "the user of the new file")
+    eventually(lambda: stranger() == 200, "the user of the new file")
 
 
 def test_without_auth_it_is_open_and_says_so(start_cache: CacheStarter) -> None:

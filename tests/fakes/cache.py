@@ -72,8 +72,14 @@ class Cache:
         assert self._process is not None
         return self._process.pid
 
-    def client(self, *, login: tuple[str, str] | None = None, timeout: float = 30) -> Client:
-        return Client(self.port, login=login, timeout=timeout)
+    def client(
+        self,
+        *,
+        login: tuple[str, str] | None = None,
+        address: str = "127.0.0.1",
+        timeout: float = 30,
+    ) -> Client:
+        return Client(self.port, login=login, address=address, timeout=timeout)
 
     def configure(self, change: Mapping[str, Any]) -> None:
         """Change the configuration file; what reads it, and when, is the cache's affair."""
@@ -189,21 +195,17 @@ class Cache:
         found: list[dict[str, Any]] = eventually(find, f"a log line with {value!r}")
         return found[-1]
 
-    def metric(self, *words: str, **labels: str) -> float:
-        """Return the sum of all samples whose names have all ``words``, and whose labels agree.
+    def metric(self, *words: str) -> float:
+        """Return the sum of all samples that have each of ``words`` in their name or a label.
 
-        ``labels`` are parts of a label's value, whatever the label's name: a cache may call them
-        as it likes. Histograms count by their ``_count``.
+        A cache may call its metrics as it likes. Histograms count by their ``_count``.
         """
         return sum(
             float(sample.value)
             for family in self.metric_families()
             for sample in family.samples
             if not sample.name.endswith(("_created", "_bucket", "_sum"))
-            and all(word in sample.name for word in words)
-            and all(
-                any(part in value for value in sample.labels.values()) for part in labels.values()
-            )
+            and all(word in f"{sample.name} {sample.labels}" for word in words)
         )
 
     def metric_families(self) -> list[Any]:
@@ -217,6 +219,12 @@ class Cache:
     def blob_file(self, digest: str) -> Path:
         """Return where registry:2's layout has a blob's bytes."""
         return blob_file(self.store, digest)
+
+    def wait_stored(self, digest: str) -> Path:
+        """Return where a blob is, once it is: a client may have its last byte a moment earlier."""
+        file = self.blob_file(digest)
+        eventually(file.exists, f"{digest} in the store")
+        return file
 
 
 def layout(store: Path) -> Path:

@@ -117,12 +117,18 @@ class Pending:
 
 
 class Client:
-    """Requests to one port of this machine, each on its own connection."""
+    """Requests to one port of this machine, each on its own connection, from ``address``."""
 
     def __init__(
-        self, port: int, *, login: tuple[str, str] | None = None, timeout: float = 30
+        self,
+        port: int,
+        *,
+        login: tuple[str, str] | None = None,
+        address: str = "127.0.0.1",
+        timeout: float = 30,
     ) -> None:
         self.port = port
+        self._address = address
         self.timeout = timeout
         self._login = {"Authorization": basic(*login)} if login else {}
 
@@ -188,7 +194,9 @@ class Client:
     def _send(
         self, method: str, path: str, headers: Mapping[str, str] | None, body: bytes | None
     ) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout)
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=self.timeout, source_address=(self._address, 0)
+        )
         try:
             connection.request(method, path, body, {**self._login, **(headers or {})})
         except OSError:

@@ -42,7 +42,6 @@ class Listener:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._runner: web.ServerRunner | None = None
-        self._open: set[asyncio.BaseTransport] = set()
 
     def start(self) -> None:
         self._thread.start()
@@ -70,7 +69,7 @@ class Listener:
 
     async def _accept(self) -> None:
         # Cancelled handlers: a request that hangs must not outlive its client.
-        server = web.Server(self._handle, access_log=None, handler_cancellation=True)
+        server = web.Server(self._handler, access_log=None, handler_cancellation=True)
         self._runner = web.ServerRunner(server, shutdown_timeout=0.01)
         await self._runner.setup()
         for port, tls in ((self.port, self.tls), (self.store_port, None)):
@@ -85,16 +84,8 @@ class Listener:
         runner, self._runner = self._runner, None
         for site in list(runner.sites):
             await site.stop()
-        for transport in list(self._open):
-            if isinstance(transport, asyncio.WriteTransport):
-                transport.abort()
+        assert runner.server is not None
+        for connection in runner.server.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
         await runner.cleanup()
-
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        transport = request.transport
-        assert transport is not None
-        self._open.add(transport)
-        try:
-            return await self._handler(request)
-        finally:
-            self._open.discard(transport)

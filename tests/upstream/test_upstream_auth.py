@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -171,7 +172,7 @@ class TestOtherWays:
         registry.desk.login = Login.BEARER
         registry.desk.username = "somebody-else"
         original = registry.desk.token
-        registry.desk.token = lambda headers, query: original(  # type: ignore[method-assign]
+        registry.desk.token = lambda _headers, query: original(  # type: ignore[method-assign]
             {"Authorization": _basic("somebody-else", registry.desk.password)}, query
         )
         await client.get_manifest(NAME, TAG)
@@ -211,7 +212,8 @@ class TestForeignRealm:
     ) -> None:
         """A realm on another host is asked for an anonymous token, and a person is told."""
         client = await connect(resolve={realm: "127.0.0.1"})
-        await failure_of(client)
+        await client.get_manifest(NAME, TAG)
+        assert schemes(registry) == ["none", "Bearer", "Bearer", "Basic"]
         asked = registry.requests(path=TOKENS)
         assert {seen.headers["Host"] for seen in asked} == {f"{realm}:{registry.port}"}
         assert all("Authorization" not in seen.headers for seen in asked)
@@ -229,10 +231,10 @@ class TestForeignRealm:
         assert asked.headers["Authorization"].startswith("Basic ")
 
     async def test_an_unseen_login_never_rests(
-        self, registry: FakeRegistry, connect: Connect, realm: str, bench: Bench
+        self, connect: Connect, realm: str, bench: Bench
     ) -> None:
         """A credential that the token service never saw is not blamed for what it refuses."""
-        client = await connect(resolve={realm: "127.0.0.1"})
+        client = await connect(resolve={realm: "127.0.0.1"}, credential=WRONG)
         for _ in range(3):
             await failure_of(client)
         assert await failure_of(client) is Failure.RESTED
@@ -268,9 +270,7 @@ class TestTokenAnswers:
         expected: Failure,
     ) -> None:
         """Each is what the call raises, and is counted."""
-        fault.path = TOKENS
-        fault.__post_init__()
-        registry.inject(fault)
+        registry.inject(replace(fault, path=TOKENS))
         assert await failure_of(client) is expected
         assert set(bench.observer.token_failures) == {expected.value}
 
@@ -441,7 +441,7 @@ class TestRest:
         assert await failure_of(client, missing) is Failure.RESTED
         assert bench.observer.refusals == 0
 
-    async def test_a_success_resets(self, registry: FakeRegistry, client: RegistryClient) -> None:
+    async def test_a_success_resets(self, client: RegistryClient) -> None:
         """Refusals count only in a row."""
         for _ in range(4):
             assert await failure_of(client, Repository("nowhere/app")) is Failure.UNAUTHORIZED
