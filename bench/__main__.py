@@ -39,12 +39,13 @@ def main(names: tuple[str, ...]) -> None:
     if shutil.disk_usage(directory).free < DISK_BYTES:
         raise click.UsageError(f"less than {DISK_BYTES >> 30} GiB free in {directory}")
     signal.signal(signal.SIGTERM, _terminate)
+    machine = report.machine()
     outcomes = {}
     for name in names or SCENARIOS:
         click.echo(f"{name} ...", err=True)
         outcomes[name] = _run(SCENARIOS[name])
         click.echo(f"{name}: {outcomes[name].seconds:.0f} s", err=True)
-    finished = report.report(outcomes)
+    finished = report.report(machine, outcomes)
     click.echo(finished.markdown())
     if not names:
         click.echo(f"written: {report.write(finished)}", err=True)

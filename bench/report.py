@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -75,7 +76,7 @@ class Report:
         for target, measured, met in self._judged():
             series = self.outcomes[target.scenario].figures.get(target.figure)
             unit = series.unit if series else ""
-            bound = f"{target.bound} {_number(target.limit)} {unit}"
+            bound = f"{target.bound} {target.limit:g} {unit}"
             value = "not measured" if measured is None else f"{_number(measured)} {unit}"
             which = " (worst)" if target.judged == "worst" else ""
             verdict = "yes" if met else "**no**"
@@ -96,14 +97,34 @@ class Report:
                 yield f"| {figure} | {series.unit} | {cells} | {len(series.samples)} |"
 
 
-def report(outcomes: Mapping[str, Outcome]) -> Report:
-    """Return the report of a run that has just ended."""
+def machine() -> dict[str, str]:
+    """Return what the run is made on."""
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "load before the run": f"{os.getloadavg()[0]:.2f}",
+        "processor": f"{len(models)} x {models[0]}" if models else platform.machine(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "packages": ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES),
+        "docker-registry": _said("docker-registry", "--version"),
+        "nginx": _said("nginx", "-v"),
+        "wrk": _said("wrk", "-v"),
+        "logs": "level error and the access log as by default, to a file, in both",
+    }
+
+
+def report(machine: Mapping[str, str], outcomes: Mapping[str, Outcome]) -> Report:
+    """Return the report of a run that has just ended; ``machine`` as it was before."""
     changes = _git("status", "--porcelain", "--", ".", ":!bench/results")
     return Report(
         commit=_git("rev-parse", "--short", "HEAD"),
         dirty=bool(changes),
         date=datetime.now(UTC).date().isoformat(),
-        machine=_machine(),
+        machine=machine,
         outcomes=outcomes,
     )
 
@@ -121,23 +142,6 @@ def write(finished: Report) -> Path:
 def _number(value: float) -> str:
     """Three significant digits, and whole numbers from 100 on."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _machine() -> dict[str, str]:
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "processor": f"{len(models)} x {models[0]}" if models else platform.machine(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "packages": ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES),
-        "docker-registry": _said("docker-registry", "--version"),
-        "nginx": _said("nginx", "-v"),
-        "wrk": _said("wrk", "-v"),
-    }
 
 
 def _said(*command: str) -> str:

@@ -22,10 +22,10 @@ from pullthrough.upstream.base import Source, UpstreamError
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-_FAR: Final = 8 << 20
+_FAR: Final = 1 << 20
 """Bytes: a range that begins so far ahead of the fill is not made to wait for it."""
 
-_SMALL: Final = 8 << 20
+_SMALL: Final = 4 << 20
 """Bytes: only a range no longer than this is passed through; a larger one waits for the fill, or
 parallel pullers' open-ended ranges would each cost the link a copy."""
 

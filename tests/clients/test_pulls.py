@@ -9,7 +9,7 @@ import pytest
 
 from tests.clients.harness import images
 from tests.clients.harness.cache import LOGIN, Cache
-from tests.clients.harness.client import Client, Login, PullFailed
+from tests.clients.harness.client import Client, ClientFailed, Login
 from tests.clients.harness.containerd import Containerd, Cri
 from tests.clients.harness.images import DOCKER, OCI, Image
 from tests.clients.harness.link import Link
@@ -136,7 +136,7 @@ def test_a_wrong_password_gets_nothing(
     """Without the right login nothing is served, and the upstream is not even asked."""
     upstream.push(repository, "v1", images.make_image())
 
-    with pytest.raises(PullFailed, match=r"(?i)unauthori[sz]ed|authentication required|401"):
+    with pytest.raises(ClientFailed, match=r"(?i)unauthori[sz]ed|authentication required|401"):
         client.pull(f"{cache.address}/{repository}:v1", Login(LOGIN.user, "wrong"))
 
     assert link.received == 0
@@ -154,6 +154,29 @@ def test_a_mirror_by_hosts_toml(
     pulled = Cri(containerd_daemon).pull_as_named(f"harbor.example.com/{repository}:v1", LOGIN)
 
     assert pulled == image.image_id
+
+
+def test_tags_are_listed_in_an_outage(
+    cache: Cache, link: Link, upstream: Upstream, repository: str
+) -> None:
+    """What skopeo saw of a repository's tags it sees again when the upstream is away."""
+    upstream.push(repository, "v1", images.make_image())
+    name = f"{cache.address}/{repository}"
+    assert Skopeo().tags(name, LOGIN) == ["v1"]
+
+    link.shut()
+    assert Skopeo().tags(name, LOGIN) == ["v1"]
+
+
+def test_a_push_is_refused(cache: Cache, upstream: Upstream, repository: str) -> None:
+    """A client that pushes is told so in words, and nothing of it reaches the upstream."""
+    upstream.push(repository, "v1", images.make_image())
+    name = f"{cache.address}/{repository}"
+
+    with pytest.raises(ClientFailed, match="unsupported"):
+        Skopeo().push(f"{name}:v1", f"{name}:v2", LOGIN)
+
+    assert {request.method for request in upstream.requests(repository)} <= {"HEAD", "GET"}
 
 
 def _blobs_fetched(upstream: Upstream, repository: str) -> Counter[str]:

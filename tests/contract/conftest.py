@@ -27,10 +27,16 @@ class Region:
 
 
 @pytest.fixture(scope="module")
-def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
-    """Run a region that the module's tests share; each has its own repositories in it."""
+def region(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Region]:
+    """Run a region that the module's tests share; each has its own repositories in it.
+
+    The module's ``LIMITS``, where it has them, are the cache's.
+    """
+    limits = getattr(request.module, "LIMITS", {})
     with FakeRegistry() as registry:
-        cache = Cache(tmp_path_factory.mktemp("region"), towards(registry.url))
+        cache = Cache(tmp_path_factory.mktemp("region"), towards(registry.url, **limits))
         try:
             cache.start()
             yield Region(registry, cache)

@@ -8,10 +8,14 @@ import pytest
 
 from tests.conftest import CacheStarter
 from tests.contract.conftest import Region
+from tests.fakes.cache import IMPATIENT
 from tests.fakes.client import Client, together
 from tests.fakes.content import Image, Manifest, digest_of, encode, noise
 from tests.fakes.faults import Fault, Gate, answer, eventually, portal
 from tests.fakes.registry import FakeRegistry, referrers_index
+
+LIMITS = IMPATIENT
+
 
 # What an upstream's answer means for a tag that is here
 
@@ -116,7 +120,7 @@ def test_late_answer_is_stale_now_and_known_later(region: Region, repository: st
 def test_silence_is_paid_for_once(registry: FakeRegistry, start_cache: CacheStarter) -> None:
     """After the first has waited, pulls of other tags come without asking a silent upstream."""
     images = [registry.put_image("project/app", f"v{number}") for number in range(30)]
-    client = start_cache(freshness={"maxage": "0s", "deadline": "1s"}).client(timeout=10)
+    client = start_cache(**IMPATIENT).client(timeout=10)
     for image in images:
         client.pull(image)
     registry.inject(Fault(path="/v2/.*", silent=True))

@@ -76,7 +76,7 @@ def test_metrics_tell_what_the_link_carried(
     assert cache.metric("stale") == 0
     registry.refuse()
     assert cache.client().manifest("project/app", "v1").is_stale
-    assert cache.metric("stale") == 1
+    assert cache.metric("stale") > 0
 
 
 def test_fills_in_flight_are_counted(registry: FakeRegistry, start_cache: CacheStarter) -> None:
@@ -173,8 +173,9 @@ def test_fields_of_the_configuration_are_on_every_line(start_cache: CacheStarter
     assert all(line.get("service") == "registry-sg" for line in cache.log_lines())
 
 
-def test_sighup_changes_the_log_level(start_cache: CacheStarter) -> None:
+def test_sighup_changes_the_log_level(registry: FakeRegistry, start_cache: CacheStarter) -> None:
     """A level of debug counts after SIGHUP, without a restart."""
+    registry.put_image("project/app")
     cache = start_cache({"log": {"level": "error"}, "http": {"workers": 2}})
 
     def details() -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import CacheStarter
-from tests.fakes.cache import Cache, towards
+from tests.fakes.cache import IMPATIENT, Cache, towards
 from tests.fakes.client import together
 from tests.fakes.content import MIB, noise
 from tests.fakes.faults import Fault, Gate, answer, eventually
@@ -62,15 +62,15 @@ def test_connecting_has_its_own_limit(start_cache: CacheStarter) -> None:
             caller = sockets.enter_context(socket.socket())
             caller.setblocking(False)
             caller.connect_ex(deaf.getsockname())
-        cache = start_cache({"proxy": {"remoteurl": f"http://127.0.0.1:{deaf.getsockname()[1]}"}})
+        cache = start_cache(remoteurl=f"http://127.0.0.1:{deaf.getsockname()[1]}", **IMPATIENT)
         cache.client(timeout=25).manifest("project/app", "v1").assert_unavailable()
 
 
 def test_no_limit_on_a_whole_transfer(registry: FakeRegistry, start_cache: CacheStarter) -> None:
     """A link so slow that a blob takes longer than every limit together still brings it."""
     image = registry.put_image("project/app", layers=(noise(MIB),))
-    cache = start_cache(timeouts={"connect": "500ms", "firstbyte": "500ms", "stall": "500ms"})
-    registry.inject(Fault(path=f".*{image.layer}", rate=MIB // 3))
+    cache = start_cache(**IMPATIENT)
+    registry.inject(Fault(path=f".*{image.layer}", rate=MIB // 2))
     cache.client().pull(image)
     assert registry.count("GET", f".*{image.layer}") == 1
 
@@ -79,7 +79,7 @@ def test_stall_is_a_break(registry: FakeRegistry, start_cache: CacheStarter) -> 
     """A transfer that stops for longer than the stall limit goes on from where it was."""
     image = registry.put_image("project/app", layers=(noise(2 * MIB),))
     registry.inject(Fault(path=f".*{image.layer}", hold=Gate(), hold_at=MIB, times=1))
-    start_cache().client().pull(image)
+    start_cache(**IMPATIENT).client().pull(image)
     first, second = registry.requests("GET", f".*{image.layer}")
     assert "Range" not in first.headers
     assert second.headers["Range"] == f"bytes={MIB}-"
@@ -159,7 +159,7 @@ def test_breaker_spares_a_dead_upstream(registry: FakeRegistry, start_cache: Cac
 def test_breaker_probes_one_at_a_time(registry: FakeRegistry, start_cache: CacheStarter) -> None:
     """However many ask while it is open, a silent upstream has one request at most to answer."""
     images = [registry.put_image("project/app", f"v{number}") for number in range(8)]
-    client = start_cache(freshness={"maxage": "0s", "deadline": "200ms"}).client()
+    client = start_cache(**IMPATIENT).client()
     for image in images:
         client.pull(image)
     registry.inject(Fault(path="/v2/.*", silent=True))

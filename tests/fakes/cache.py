@@ -21,10 +21,16 @@ from tests.fakes.listener import hold_port
 ROOT: Final = Path(__file__).parents[2]
 
 QUICK: Final = {
-    "freshness": {"maxage": "0s", "deadline": "500ms"},
-    "timeouts": {"connect": "1s", "firstbyte": "2s", "stall": "1s"},
+    "freshness": {"maxage": "0s", "deadline": "2s"},
+    "timeouts": {"connect": "2s", "firstbyte": "5s", "stall": "10s"},
 }
-"""Limits for a link of a few microseconds, so that no test waits long for a dead one."""
+"""Limits that a busy machine keeps, and under which no test waits long for a dead link."""
+
+IMPATIENT: Final = {
+    "freshness": {"deadline": "300ms"},
+    "timeouts": {"connect": "500ms", "firstbyte": "1s", "stall": "1s"},
+}
+"""Limits for a test whose upstream is silent, and that does not mind taking a slow one for it."""
 
 
 class Cache:

@@ -18,7 +18,7 @@ class Login:
     password: str
 
 
-class PullFailed(Exception):
+class ClientFailed(Exception):
     """The client gave up; the message is what it said."""
 
 
@@ -29,12 +29,12 @@ class Client(Protocol):
         """Pull ``image`` (``host:port/name:tag``) as a node does that has nothing yet.
 
         Returns the image's id, the digest of its config, once the client has unpacked it.
-        Raises :class:`PullFailed`.
+        Raises :class:`ClientFailed`.
         """
 
 
 def run(command: Sequence[str], *, timeout: float = 60) -> str:
-    """Return what ``command`` printed; raises :class:`PullFailed` where it fails or hangs."""
+    """Return what ``command`` printed; raises :class:`ClientFailed` where it fails or hangs."""
     try:
         done = subprocess.run(
             list(command),
@@ -46,7 +46,7 @@ def run(command: Sequence[str], *, timeout: float = 60) -> str:
             stdin=subprocess.DEVNULL,
         )
     except subprocess.CalledProcessError as error:
-        raise PullFailed(f"{command[0]}: {error.stdout}{error.stderr}") from None
+        raise ClientFailed(f"{command[0]}: {error.stdout}{error.stderr}") from None
     except subprocess.TimeoutExpired:
-        raise PullFailed(f"{command[0]}: not done after {timeout} s") from None
+        raise ClientFailed(f"{command[0]}: not done after {timeout} s") from None
     return done.stdout.strip()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.clients.harness import cri
-from tests.clients.harness.client import Login, PullFailed, run
+from tests.clients.harness.client import ClientFailed, Login, run
 from tests.clients.harness.process import Server, need, need_root, scratch
 
 _CONFIG: Final = """\
@@ -49,7 +49,7 @@ class Containerd:
 
     def answers(self) -> bool:
         """Whether the daemon and its CRI plugin are up."""
-        with contextlib.suppress(PullFailed):
+        with contextlib.suppress(ClientFailed):
             self.ctr("version")
             cri.version(self.socket)
             return True

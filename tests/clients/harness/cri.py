@@ -10,18 +10,18 @@ from pathlib import Path
 
 import grpc
 
-from tests.clients.harness.client import Login, PullFailed
+from tests.clients.harness.client import ClientFailed, Login
 
 _BYTES = 2
 
 
 def version(socket: Path) -> None:
-    """Ask whether the CRI plugin is up; raises :class:`PullFailed` where it is not."""
+    """Ask whether the CRI plugin is up; raises :class:`ClientFailed` where it is not."""
     _call(socket, "RuntimeService/Version", b"", timeout=5)
 
 
 def pull(socket: Path, image: str, login: Login) -> str:
-    """Pull ``image`` and return its reference; raises :class:`PullFailed`."""
+    """Pull ``image`` and return its reference; raises :class:`ClientFailed`."""
     spec = _field(1, image.encode())  # ImageSpec.image
     auth = _field(1, login.user.encode()) + _field(2, login.password.encode())  # AuthConfig
     answer = _call(socket, "ImageService/PullImage", _field(1, spec) + _field(2, auth), timeout=60)
@@ -34,7 +34,7 @@ def _call(socket: Path, method: str, request: bytes, *, timeout: float) -> bytes
         try:
             answer: bytes = channel.unary_unary(f"/runtime.v1.{method}")(request, timeout=timeout)
         except grpc.RpcError as error:
-            raise PullFailed(str(error)) from None
+            raise ClientFailed(str(error)) from None
     return answer
 
 

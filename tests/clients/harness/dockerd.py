@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.clients.harness.client import Login, PullFailed, run
+from tests.clients.harness.client import ClientFailed, Login, run
 from tests.clients.harness.process import Server, need, need_root, scratch
 
 
@@ -23,7 +23,7 @@ class Docker:
 
     def answers(self) -> bool:
         """Whether the daemon is up."""
-        with contextlib.suppress(PullFailed):
+        with contextlib.suppress(ClientFailed):
             run([*self._docker, "version"])
             return True
         return False
