@@ -114,10 +114,10 @@ async def run(config: Config, shared: Shared, worker: Worker, reread: Callable[[
                 chores.append(store.rebuild_index())
             running = [tasks.create_task(chore) for chore in chores]
             async with (
-                _listening(listener(edge), worker.sockets, config.http.draintimeout),
                 _listening(
                     web.Server(_debug(config, readiness, refresh)), worker.debug_sockets, 1.0
                 ),
+                _listening(listener(edge), worker.sockets, config.http.draintimeout),
             ):
                 _log.debug("worker ready")
                 await stop.wait()

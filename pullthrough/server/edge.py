@@ -92,7 +92,11 @@ class Edge:
         self, parts: Parts, recorder: Recorder, headers: Mapping[str, Sequence[str]]
     ) -> None:
         self._parts, self._recorder = parts, recorder
-        self._headers = [("Docker-Distribution-Api-Version", "registry/2.0"), *flat(headers)]
+        self._headers = [
+            ("Docker-Distribution-Api-Version", "registry/2.0"),
+            ("Server", "pullthrough"),
+            *flat(headers),
+        ]
         self._ids = itertools.count()
         self._id_prefix = secrets.token_hex(6)
 
@@ -104,10 +108,12 @@ class Edge:
         headers["X-Request-Id"] = request_id
         exchange = Exchange(request, headers)
         target = request.raw_path
+        # A socket for both families shows IPv4 clients in IPv6's clothes.
+        address = (request.remote or "").removeprefix("::ffff:")
         label, status = "other", _GONE
         try:
             if not routes.is_public(target):
-                await self._login(exchange)
+                await self._login(exchange, address)
             if request.method not in ("GET", "HEAD"):
                 headers["Allow"] = "GET, HEAD"
                 raise Unsupported("this is a cache: it takes no writes")  # noqa: TRY301 - mapped like any other
@@ -129,10 +135,10 @@ class Edge:
             self._recorder.finished(
                 Access(
                     request_id=request_id,
-                    address=request.remote or "",
+                    address=address,
                     user=exchange.user,
                     method=request.method,
-                    path=target.partition("?")[0][:_LOGGED_PATH],
+                    path=_loggable(target),
                     route=label,
                     status=status,
                     bytes_sent=exchange.bytes_sent,
@@ -142,11 +148,11 @@ class Edge:
             )
         return response
 
-    async def _login(self, exchange: Exchange) -> None:
-        htpasswd, request = self._parts.htpasswd, exchange.request
+    async def _login(self, exchange: Exchange, address: str) -> None:
+        htpasswd = self._parts.htpasswd
         if htpasswd is not None:
-            header = request.headers.get("Authorization")
-            exchange.user = await htpasswd.user(header, request.remote or "")
+            header = exchange.request.headers.get("Authorization")
+            exchange.user = await htpasswd.user(header, address)
 
     async def _dispatch(  # noqa: PLR0911 - a table of routes
         self, exchange: Exchange, route: routes.Route
@@ -176,6 +182,12 @@ class Edge:
         _log.warning("answer broken off", why=error.message, status=error.status)
         _abort(exchange)
         raise ConnectionResetError(error.message) from error
+
+
+def _loggable(target: str) -> str:
+    path = target.partition("?")[0][:_LOGGED_PATH]
+    # Bytes that are no UTF-8 come as lone surrogates, which no log can hold.
+    return path if path.isascii() else path.encode(errors="backslashreplace").decode()
 
 
 def _abort(exchange: Exchange) -> None:

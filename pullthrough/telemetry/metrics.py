@@ -21,6 +21,8 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 _SECONDS: Final = (0.001, 0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
 REQUESTS: Final = Counter(
     "pullthrough_requests_total", "Requests answered.", ("route", "method", "status", "cache")
 )
@@ -33,7 +35,9 @@ BYTES_SERVED: Final = Counter(
 STALE: Final = Counter(
     "pullthrough_stale_total", "Answers served stale, by what the upstream did.", ("detail",)
 )
-UPSTREAM_REQUESTS: Final = Counter(
+UPSTREAM__METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+REQUESTS: Final = Counter(
     "pullthrough_upstream_requests_total", "Calls to the upstream.", ("operation", "outcome")
 )
 UPSTREAM_SECONDS: Final = Histogram(
@@ -69,6 +73,8 @@ class Requests:
         self, route: str, method: str, status: int, cache: str, sent: int, seconds: float
     ) -> None:
         """Count one request; ``cache`` is its outcome, empty where there was none."""
+        if method not in _METHODS:
+            method = "other"  # a client may make up as many as it likes
         key = (route, method, status, cache)
         child = self._children.get(key)
         if child is None:

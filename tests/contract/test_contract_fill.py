@@ -27,7 +27,7 @@ def blob_path(image: Image) -> str:
 
 
 def upstream_gets(registry: FakeRegistry, image: Image) -> int:
-    return registry.count("GET", f".*{image.layer}")
+    return len(registry.fetches(blob_path(image)))
 
 
 def assert_whole(got: Answer, image: Image) -> None:
@@ -81,7 +81,7 @@ def test_cut_is_mended(region: Region, repository: str, cut_after: int, named: b
         region.client.manifest(repository, "v1")
     region.registry.inject(Fault(path=blob_path(image), cut_after=cut_after, times=1))
     assert_whole(region.client.blob(repository, image.layer), image)
-    requests = region.registry.requests("GET", blob_path(image))
+    requests = region.registry.fetches(blob_path(image))
     assert len(requests) == 2
     # What came just before the reset may be lost on the way to the cache, nothing else.
     resumed = _first_byte(requests[1])
@@ -242,7 +242,7 @@ def test_blob_of_two_repositories_is_fetched_once(region: Region, repository: st
     two = region.registry.put_image(f"{repository}/two", layers=(shared,))
     region.client.pull(one)
     region.client.pull(two)
-    assert region.registry.count("GET", f".*{one.layer}") == 1
+    assert len(region.registry.fetches(f".*{one.layer}")) == 1
 
 
 def test_kill_in_mid_fill_is_continued(registry: FakeRegistry, start_cache: CacheStarter) -> None:
@@ -261,7 +261,7 @@ def test_kill_in_mid_fill_is_continued(registry: FakeRegistry, start_cache: Cach
     registry.forget()
     cache.start()
     cache.client().pull(image)
-    (resumed,) = registry.requests("GET", blob_path(image))
+    (resumed,) = registry.fetches(blob_path(image))
     assert _first_byte(resumed) >= 2 * MIB
     registry.refuse()
     for each in (published, image):

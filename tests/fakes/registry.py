@@ -159,9 +159,13 @@ class FakeRegistry:
     def count(self, method: str = "GET|HEAD", path: str = ".*") -> int:
         return len(self.requests(method, path))
 
+    def fetches(self, path: str = ".*") -> list[Seen]:
+        """Return the GETs that were given content, or a part of it."""
+        return [seen for seen in self.requests("GET", path) if 200 <= seen.status < 300]
+
     def bytes_sent(self, path: str = ".*") -> int:
         """Return the bytes of content sent, those of error answers left out."""
-        return sum(seen.sent for seen in self.requests("GET", path) if seen.status < 300)
+        return sum(seen.sent for seen in self.fetches(path))
 
     def forget(self) -> None:
         """Start counting anew."""
@@ -181,7 +185,7 @@ class FakeRegistry:
         try:
             return await self._answer(request, seen)
         except ConnectionError:
-            raise  # the client left
+            return web.Response()  # the client left
         except Exception as crash:
             self._crashes.append(crash)
             raise

@@ -235,7 +235,8 @@ class TestWhileDown:
         self, registry: FakeRegistry, connect: Connect
     ) -> None:
         """A probe has its own limit, shorter than a call's."""
-        client = await connect(connect=-1.8)
+        client = await connect()
+        client._health._limit = 0.2
         registry.inject(Fault(silent=True))
         client.overdue()
         assert await failure_of(client) is Failure.DOWN
