@@ -37,6 +37,10 @@ _log = structlog.get_logger()
 _INTERNAL: Final = 500
 _GONE: Final = 499  # nginx's number for a client that closed; in logs and metrics only
 _LOGGED_PATH: Final = 512
+_ON_EVERY_ANSWER: Final = (
+    ("Docker-Distribution-Api-Version", "registry/2.0"),
+    ("Server", "pullthrough"),
+)
 
 
 class InternalError(RegistryError):
@@ -92,11 +96,7 @@ class Edge:
         self, parts: Parts, recorder: Recorder, headers: Mapping[str, Sequence[str]]
     ) -> None:
         self._parts, self._recorder = parts, recorder
-        self._headers = [
-            ("Docker-Distribution-Api-Version", "registry/2.0"),
-            ("Server", "pullthrough"),
-            *flat(headers),
-        ]
+        self._headers = [*_ON_EVERY_ANSWER, *flat(headers)]
         self._ids = itertools.count()
         self._id_prefix = secrets.token_hex(6)
 
@@ -210,11 +210,15 @@ class _Connection(RequestHandler):
         del message
         if isinstance(exc, ConnectionError):
             raise exc  # broken off, by us or by the client: nothing is to be said
+        request_id = secrets.token_hex(8)
+        headers = CIMultiDict((*_ON_EVERY_ANSWER, ("X-Request-Id", request_id)))
         error: RegistryError = BadRequest("not a request that can be understood")
         if status >= _INTERNAL:
-            _log.error("request failed", exc_info=exc)
+            _log.error("request failed", request_id=request_id, exc_info=exc)
             error = InternalError("internal error")
-        response = Exchange(request, CIMultiDict()).error(error, "")
+        else:
+            _log.info("not a request", request_id=request_id, address=request.remote or "")
+        response = Exchange(request, headers).error(error, "")
         response.set_status(status)
         response.force_close()
         return response

@@ -35,9 +35,7 @@ BYTES_SERVED: Final = Counter(
 STALE: Final = Counter(
     "pullthrough_stale_total", "Answers served stale, by what the upstream did.", ("detail",)
 )
-UPSTREAM__METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-REQUESTS: Final = Counter(
+UPSTREAM_REQUESTS: Final = Counter(
     "pullthrough_upstream_requests_total", "Calls to the upstream.", ("operation", "outcome")
 )
 UPSTREAM_SECONDS: Final = Histogram(
