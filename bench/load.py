@@ -46,10 +46,12 @@ def check(port: int, path: str, headers: Headers, blob: Blob) -> None:
         connection.request("GET", path, headers={"Accept": OCI_MANIFEST, **headers})
         response = connection.getresponse()
         digest = hashlib.sha256()
-        while piece := response.read(PIECE):
+        start = piece = response.read(PIECE)
+        while piece:
             digest.update(piece)
+            piece = response.read(PIECE)
     if response.status != 200 or digest.hexdigest() != blob.hex:
-        raise RuntimeError(f"GET {path}: {response.status}, sha256:{digest.hexdigest()}")
+        raise RuntimeError(f"GET {path}: {response.status}, {start[:200]!r}")
 
 
 def pull(port: int, image: Image, headers: Headers) -> float:

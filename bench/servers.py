@@ -49,7 +49,8 @@ def running(
 ) -> Iterator[Server]:
     """Run ``command``, which listens on ``port``, and stop it at the end.
 
-    Raises :class:`RuntimeError` with the end of its log when it does not come up.
+    Raises :class:`RuntimeError` when it does not come up. What goes wrong while it runs gets the
+    end of its log as a note.
     """
     inherited = {
         name: value
@@ -68,15 +69,24 @@ def running(
             cwd=cwd,
         )
     try:
-        while not _answers(port):
-            late = time.perf_counter() - started > START_LIMIT
-            if late or process.poll() is not None:
-                tail = log.read_text(errors="replace")[-2000:]
-                raise RuntimeError(f"{command[0]} did not start:\n{tail}")
-            time.sleep(0.005)
+        _wait_answer(process, port, log.stem, started + START_LIMIT)
         yield Server(process.pid, port, log, time.perf_counter() - started)
+    except Exception as failure:
+        failure.add_note(f"the end of {log.name}:\n{_tail(log)}")
+        raise
     finally:
         _stop(process)
+
+
+def _wait_answer(process: subprocess.Popen[bytes], port: int, program: str, give_up: float) -> None:
+    while not _answers(port):
+        if time.perf_counter() > give_up or process.poll() is not None:
+            raise RuntimeError(f"{program} did not start")
+        time.sleep(0.005)
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-2000:]
 
 
 def _answers(port: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 FIELDS: Final = 4
 """Doubles that a breaker's cell needs."""
@@ -21,7 +21,7 @@ class Breaker:
     worst that comes of it is a second probe, or a failure counted once instead of twice.
     """
 
-    def __init__(self, cell: memoryview | None = None, *, limit: int = 3) -> None:
+    def __init__(self, cell: memoryview[Any] | None = None, *, limit: int = 3) -> None:
         raw = memoryview(bytearray(FIELDS * 8)) if cell is None else cell
         self._cell = raw.cast("B").cast("d")
         self._limit = limit

@@ -13,6 +13,7 @@ from tests.clients.harness.containerd import Containerd, Cri, Ctr, containerd
 from tests.clients.harness.dockerd import Docker, dockerd
 from tests.clients.harness.link import Link
 from tests.clients.harness.podman import Buildah, Podman
+from tests.clients.harness.process import bound_socket
 from tests.clients.harness.registry import Upstream, upstream
 from tests.clients.harness.skopeo import Skopeo
 
@@ -43,12 +44,19 @@ def link(upstream: Upstream) -> Iterator[Link]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, link: Link) -> Iterator[Cache]:
-    """Start an empty cache before the upstream."""
-    cache = Cache(tmp_path, link.address)
-    cache.start()
-    yield cache
-    cache.stop()
+def stopped(tmp_path: Path, link: Link) -> Iterator[Cache]:
+    """Give an empty cache before the upstream that the test starts, and stop it after."""
+    with bound_socket() as port:
+        cache = Cache(tmp_path, f"127.0.0.1:{port.getsockname()[1]}", link.address)
+        yield cache
+        cache.stop()
+
+
+@pytest.fixture
+def cache(stopped: Cache) -> Cache:
+    """Give an empty cache before the upstream, started."""
+    stopped.start()
+    return stopped
 
 
 _root = pytest.mark.root

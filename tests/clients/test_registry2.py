@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,42 +26,34 @@ _IMAGES = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def either(tmp_path: Path, link: Link) -> Iterator[Cache]:
-    """Give a configuration that the test starts first the one, then the other with."""
-    cache = Cache(tmp_path, link.address)
-    yield cache
-    cache.stop()
-
-
 @_IMAGES
 def test_ours_serves_what_distribution_filled(
-    either: Cache, link: Link, upstream: Upstream, repository: str, image: Image
+    stopped: Cache, link: Link, upstream: Upstream, repository: str, image: Image
 ) -> None:
     """One config.yml starts both, and with the upstream away ours serves what the other stored."""
     upstream.push(repository, "v1", image)
-    name = f"{either.address}/{repository}:v1"
-    either.start_distribution()
+    name = f"{stopped.address}/{repository}:v1"
+    stopped.start_distribution()
     Skopeo().pull(name, LOGIN)
-    wait_until(lambda: _has(either.storage, image), "distribution has stored what it served")
-    either.stop()
+    wait_until(lambda: _has(stopped.storage, image), "distribution has stored what it served")
+    stopped.stop()
 
     link.shut()
-    either.start()
+    stopped.start()
     assert Skopeo().pull(name, LOGIN) == image.image_id
 
 
 @_IMAGES
 def test_distribution_serves_what_ours_filled(
-    either: Cache, upstream: Upstream, repository: str, image: Image
+    stopped: Cache, upstream: Upstream, repository: str, image: Image
 ) -> None:
     """A plain docker-registry on our directory serves what was pulled, by its tag."""
     upstream.push(repository, "v1", image)
-    either.start()
-    Skopeo().pull(f"{either.address}/{repository}:v1", LOGIN)
-    either.stop()
+    stopped.start()
+    Skopeo().pull(f"{stopped.address}/{repository}:v1", LOGIN)
+    stopped.stop()
 
-    server, address = start_plain(need("docker-registry"), either.root, either.storage)
+    server, address = start_plain(need("docker-registry"), stopped.root, stopped.storage)
     try:
         assert Skopeo().pull(f"{address}/{repository}:v1", LOGIN) == image.image_id
     finally:

@@ -315,6 +315,19 @@ def test_one_connection_serves_many_requests(region: Region, repository: str) ->
         connection.close()
 
 
+def test_http_1_0_gets_the_same(region: Region, repository: str) -> None:
+    """An old client, which knows no chunks, gets the bytes and then the connection's end."""
+    image = region.registry.put_image(repository, layers=(noise(100_000),))
+    for path, content in (
+        (f"blobs/{image.layer}", image.layer_content),
+        (f"manifests/{image.digest}", image.top.content),
+    ):
+        request = f"GET /v2/{repository}/{path} HTTP/1.0\r\nHost: cache\r\n\r\n"
+        head, _, body = region.client.raw(request.encode()).partition(b"\r\n\r\n")
+        assert head.split()[1] == b"200"
+        assert body == content
+
+
 def test_early_close_is_normal(region: Region, repository: str) -> None:
     """A client that reads a little and leaves gets no error made of it, warm or cold."""
     image = region.registry.put_image(repository, layers=(noise(4 * MIB),))

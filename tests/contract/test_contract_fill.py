@@ -142,6 +142,16 @@ def test_short_body_never_passes_for_the_whole(
     assert_whole(region.client.blob(repository, image.layer), image)
 
 
+def test_short_body_of_a_known_size_is_mended(region: Region, repository: str) -> None:
+    """Where the manifest says that more is to come, an early end is a break like any other."""
+    image = region.registry.put_image(repository, layers=(noise(2 * MIB),))
+    region.client.manifest(repository, "v1")
+    short = Fault(path=blob_path(image), end_after=MIB, chunked=True, times=1)
+    region.registry.inject(short)
+    assert_whole(region.client.blob(repository, image.layer), image)
+    assert [_first_byte(seen) for seen in region.registry.fetches(blob_path(image))] == [0, MIB]
+
+
 def test_long_body_never_passes_for_the_whole(region: Region, repository: str) -> None:
     """A body that goes on beyond the manifest's size is not served as the blob."""
     image = region.registry.put_image(repository, layers=(noise(MIB),))

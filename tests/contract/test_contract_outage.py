@@ -61,19 +61,19 @@ def healthy(region: Region) -> Image:
 
 @pytest.mark.usefixtures("healthy")
 @pytest.mark.parametrize("outage", list(OUTAGES))
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_cached_tag_outlives(region: Region, repository: str, outage: str, method: str) -> None:
+def test_cached_tag_outlives(region: Region, repository: str, outage: str) -> None:
     """What is no registry's answer makes a cached tag stale, and is told, and is over when over."""
     image = region.registry.put_image(repository, layers=(noise(100),))
     region.client.pull(image)
     path = f"/v2/{repository}/manifests/.*"
     before = region.registry.count(path=path)
     with region.registry.inject(OUTAGES[outage](path)):
-        got = region.client.manifest(repository, "v1", method)
-        assert got.status == 200
-        assert got.body == (image.top.content if method == "GET" else b"")
-        assert got.header("Docker-Content-Digest") == image.digest
-        assert got.is_stale, got.headers.items()
+        for method in ("HEAD", "GET", "HEAD"):
+            got = region.client.manifest(repository, "v1", method)
+            assert got.status == 200
+            assert got.body == (image.top.content if method == "GET" else b"")
+            assert got.header("Docker-Content-Digest") == image.digest
+            assert got.is_stale, got.headers.items()
         assert region.registry.count(path=path) > before
         assert region.client.blob(repository, image.layer).body == image.layer_content
     eventually(lambda: is_fresh(region.client, image), "freshness again", seconds=60)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.contract.conftest import Region
 from tests.fakes.client import Answer, together
-from tests.fakes.content import MIB, Image, noise
+from tests.fakes.content import MIB, Image, digest_of, noise
 from tests.fakes.faults import Fault, Gate
 
 SIZE = 300_001
@@ -152,6 +152,34 @@ def test_small_range_far_ahead_does_not_wait_for_the_fill(region: Region, reposi
         gate.open()
         got = whole.result(20)
     assert (got.complete, got.body) == (True, image.layer_content)
+
+
+def test_far_range_of_an_upstream_that_ignores_ranges_is_right(
+    region: Region, repository: str
+) -> None:
+    """Where a range is answered with the whole, the client gets the bytes that it asked for."""
+    image = region.registry.put_image(repository, layers=(noise(4 * MIB),))
+    client = region.client
+    client.manifest(repository, "v1")
+    gate = Gate()
+    region.registry.inject(Fault(path=f".*{image.layer}", ignore_range=True))
+    region.registry.inject(Fault(path=f".*{image.layer}", hold=gate, hold_at=200_000, times=1))
+    path = f"/v2/{repository}/blobs/{image.layer}"
+    whole = client.begin(path)
+    gate.wait_for()
+    far = client.begin(path, {"Range": "bytes=4000000-4000099"})
+    assert client.get("/livez").status == 200
+    gate.open()
+    got = far.answer()
+    assert (got.status, got.body) == (206, image.layer_content[4_000_000:4_000_100])
+    assert whole.answer().body == image.layer_content
+
+
+def test_range_of_what_is_not_there_is_unknown(region: Region, repository: str) -> None:
+    """A range of a blob that the upstream has not is the blob's 404."""
+    region.registry.put_image(repository)
+    got = region.client.blob(repository, digest_of(b"absent"), range_="bytes=5-9")
+    got.assert_error(404, "BLOB_UNKNOWN")
 
 
 def test_range_behind_the_fill_is_served_from_it(region: Region, repository: str) -> None:

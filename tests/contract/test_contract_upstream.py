@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import CacheStarter
+from tests.contract.conftest import Region
 from tests.fakes.cache import IMPATIENT, Cache, towards
 from tests.fakes.client import together
 from tests.fakes.content import MIB, noise
@@ -88,14 +89,16 @@ def test_stall_is_a_break(registry: FakeRegistry, start_cache: CacheStarter) -> 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 @pytest.mark.parametrize("what", ["manifests", "blobs"])
 def test_passing_trouble_is_tried_again(
-    registry: FakeRegistry, start_cache: CacheStarter, status: int, what: str
+    region: Region, repository: str, status: int, what: str
 ) -> None:
     """One 5xx in the middle of a cold pull is not the client's affair."""
-    image = registry.put_image("project/app", layers=(noise(5000),))
-    trouble = answer(status, b"oops", path=f".*/{what}/.*", content_type="text/plain")
+    image = region.registry.put_image(repository, layers=(noise(5000),))
+    path = f"/v2/{repository}/{what}/.*"
+    trouble = answer(status, b"oops", path=path, content_type="text/plain")
     trouble.times = 1
-    registry.inject(trouble)
-    start_cache().client().pull(image)
+    region.registry.inject(trouble)
+    region.client.pull(image)
+    assert trouble.hits == 1
 
 
 def test_trying_again_is_bounded(registry: FakeRegistry, start_cache: CacheStarter) -> None:

@@ -172,8 +172,8 @@ class TestOtherWays:
         registry.desk.login = Login.BEARER
         registry.desk.username = "somebody-else"
         original = registry.desk.token
-        registry.desk.token = lambda _headers, query: original(  # type: ignore[method-assign]
-            {"Authorization": _basic("somebody-else", registry.desk.password)}, query
+        registry.desk.token = lambda headers, query: original(  # type: ignore[method-assign]
+            {**headers, "Authorization": _basic("somebody-else", registry.desk.password)}, query
         )
         await client.get_manifest(NAME, TAG)
         assert schemes(registry) == ["none", "Basic", "Basic", "Bearer"]

@@ -48,8 +48,12 @@ RawHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[No
 @asynccontextmanager
 async def raw(handler: RawHandler) -> AsyncIterator[str]:
     """Serve bytes as ``handler`` writes them, and give the address."""
+    connections: list[tuple[asyncio.Task[None], asyncio.StreamWriter]] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connections.append((task, writer))
         try:
             await handler(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -60,6 +64,10 @@ async def raw(handler: RawHandler) -> AsyncIterator[str]:
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    for task, writer in connections:
+        task.cancel()
+        writer.transport.abort()  # what it still wanted to send is of no use
+        await asyncio.wait([task])
 
 
 def plain(body: bytes, *headers: str) -> bytes:

@@ -10,7 +10,7 @@ from typing import Final
 import bcrypt
 
 from tests.clients.harness.client import Login
-from tests.clients.harness.process import Server, free_port, need
+from tests.clients.harness.process import Server, need
 from tests.clients.harness.registry import PASSWORD, ROBOT
 
 LOGIN: Final = Login("node", "node-password")
@@ -48,15 +48,15 @@ proxy:
 class Cache:
     """A registry in front of ``upstream``; its content in ``root/storage`` outlives a restart."""
 
-    def __init__(self, root: Path, upstream: str) -> None:
+    def __init__(self, root: Path, address: str, upstream: str) -> None:
         self.root = root
         self.storage = root / "storage"
-        self.address = f"127.0.0.1:{free_port()}"
+        self.address = address
         self._server: Server | None = None
         (root / "config.yml").write_text(
             _CONFIG.format(
                 storage=self.storage,
-                address=self.address,
+                address=address,
                 upstream=upstream,
                 robot=ROBOT,
                 password=PASSWORD,
@@ -88,10 +88,11 @@ class Cache:
         self._server.wait_for(lambda: self._status(path) == status, f"{path} answers {status}")
 
     def stop(self) -> None:
-        """Stop what was started."""
+        """Stop what was started, and see that nothing fell over in it."""
         if self._server is not None:
             self._server.stop()
             self._server = None
+            assert "Traceback" not in (self.root / "log").read_text()
 
     def _status(self, path: str) -> int:
         connection = http.client.HTTPConnection(self.address, timeout=5)

@@ -60,22 +60,21 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def bound_socket() -> socket.socket:
-    """Return a TCP socket bound to a free port of the loopback, not listening."""
+    """Return a TCP socket bound to a loopback port that nobody else has, not listening.
+
+    As long as it is open nobody else gets the port from here, and a server can listen on it all
+    the same, again and again, when it sets SO_REUSEADDR, as servers do.
+    """
     while True:
         bound = socket.socket()
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind(("127.0.0.1", random.choice(_PORTS)))  # noqa: S311 - not a secret
         except OSError:
             bound.close()
         else:
+            # Only now: set before, it would have bound a port that another test holds.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             return bound
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago, for servers that cannot say which they took."""
-    with bound_socket() as bound:
-        return int(bound.getsockname()[1])
 
 
 def wait_until(ready: Callable[[], bool], what: str, *, seconds: float = 30) -> None:

@@ -1,0 +1,347 @@
+"""The index: shortcuts that can be lost, and whose failure is never a pull's."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import LogCapture
+
+from pullthrough.oci.digest import Digest
+from pullthrough.oci.manifest import Descriptor
+from pullthrough.oci.reference import Tag
+from pullthrough.store import index as index_module
+from pullthrough.store.index import Index
+from tests.store.kit import DIGEST, NAME, OTHER, SHA512, TAG
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "index.sqlite"
+
+
+Open = Callable[[], Awaitable[Index]]
+
+
+@pytest.fixture
+async def opened(path: Path) -> AsyncIterator[Open]:
+    """Open the index, as often as wanted, as each worker does."""
+    made: list[Index] = []
+
+    async def open_one() -> Index:
+        made.append(Index(path))
+        await made[-1].open()
+        return made[-1]
+
+    yield open_one
+    for each in made:
+        await each.close()
+
+
+def rows(path: Path, sql: str) -> list[Any]:
+    """Return what stands in the file."""
+    connection = sqlite3.connect(path)
+    try:
+        return connection.execute(sql).fetchall()
+    finally:
+        connection.close()
+
+
+async def fill(index: Index) -> None:
+    """Put one of everything."""
+    await index.add_blob(DIGEST, 10)
+    await index.add_descriptors([Descriptor(SHA512, 20, "")])
+    await index.set_checked(NAME, TAG, DIGEST, 1000.5)
+    await index.set_listing(NAME, "tags", b"[]")
+
+
+async def assert_all_there(index: Index) -> None:
+    assert await index.verified(DIGEST)
+    assert await index.size_of(SHA512) == 20
+    assert await index.checked(NAME, TAG, DIGEST) == 1000.5
+    listing = await index.listing(NAME, "tags")
+    assert listing is not None
+    assert listing[0] == b"[]"
+
+
+async def assert_nothing_known(index: Index) -> None:
+    assert not await index.verified(DIGEST)
+    assert await index.size_of(SHA512) is None
+    assert await index.checked(NAME, TAG, DIGEST) == 0.0
+    assert await index.listing(NAME, "tags") is None
+
+
+async def test_new_index_says_so_once(path: Path) -> None:
+    """A fresh one wants rebuilding, the same one opened again does not."""
+    for new in (True, False):
+        index = Index(path)
+        assert await index.open() is new
+        await index.close()
+
+
+async def test_what_is_put_is_there_for_all(opened: Open) -> None:
+    """Workers share it: what one puts the others know, and a later start too."""
+    one, other = await opened(), await opened()
+    await assert_nothing_known(one)
+    await fill(one)
+    await assert_all_there(other)
+    await one.close()
+    await assert_all_there(await opened())
+
+
+async def test_forgetting(opened: Open) -> None:
+    """What is no longer here is no longer verified, and a removed tag no longer checked."""
+    index = await opened()
+    await fill(index)
+    await index.set_checked(NAME, Tag("v2"), DIGEST, 1.0)
+    await index.set_checked(OTHER, TAG, DIGEST, 2.0)
+    await index.forget_blob(DIGEST)
+    await index.forget_tag(NAME, TAG)
+    assert not await index.verified(DIGEST)
+    assert await index.checked(NAME, TAG, DIGEST) == 0.0
+    assert await index.checked(NAME, Tag("v2"), DIGEST) == 1.0
+    assert await index.checked(OTHER, TAG, DIGEST) == 2.0
+
+
+async def test_check_is_of_a_digest(opened: Open) -> None:
+    """A link that another program changed is not as fresh as the one that was checked."""
+    index = await opened()
+    await index.set_checked(NAME, TAG, DIGEST, 1000.0)
+    assert await index.checked(NAME, TAG, SHA512) == 0.0
+
+
+async def test_descriptor_without_a_size(opened: Open) -> None:
+    """Docker's schema 1 tells no sizes: that is not known, and not an error."""
+    index = await opened()
+    await index.add_descriptors([Descriptor(DIGEST, None, ""), Descriptor(SHA512, 0, "")])
+    assert await index.size_of(DIGEST) is None
+    assert await index.size_of(SHA512) == 0
+
+
+async def test_rebuilding_keeps_what_is_known(opened: Open) -> None:
+    """Sizes read from the files fill the gaps; verification is not theirs to claim."""
+    index = await opened()
+    await index.add_descriptors([Descriptor(SHA512, 20, "")])
+    await index.rebuild_from({SHA512: 99, DIGEST: 30})
+    assert await index.size_of(SHA512) == 20
+    assert await index.size_of(DIGEST) == 30
+    assert not await index.verified(DIGEST)
+    await index.rebuild_from({})
+
+
+# -- uses ------------------------------------------------------------------------------------------
+
+
+async def test_uses_are_written_together(opened: Open, path: Path) -> None:
+    """A use costs no write until the next flush; then the last one of each blob is there."""
+    index = await opened()
+    await index.add_blob(DIGEST, 10)
+    [(added,)] = rows(path, "SELECT used FROM blob")
+    index.touch(DIGEST)
+    before = time.time()
+    index.touch(DIGEST)
+    index.touch(SHA512)
+    assert rows(path, "SELECT used FROM blob") == [(added,)]
+    await index.flush()
+    [(used,)] = rows(path, "SELECT used FROM blob")
+    assert before <= used <= time.time()
+
+
+async def test_use_of_an_unknown_blob(opened: Open, path: Path) -> None:
+    """What was not verified does not get into the index by being used."""
+    index = await opened()
+    index.touch(DIGEST)
+    await index.flush()
+    assert rows(path, "SELECT * FROM blob") == []
+
+
+async def test_uses_are_written_once(opened: Open, path: Path) -> None:
+    """A flush without a use since the last one writes nothing."""
+    index = await opened()
+    await index.add_blob(DIGEST, 10)
+    index.touch(DIGEST)
+    await index.flush()
+    other = await opened()
+    await other.add_blob(DIGEST, 11)
+    [(used,)] = rows(path, "SELECT used FROM blob")
+    await index.flush()
+    assert rows(path, "SELECT used FROM blob") == [(used,)]
+
+
+async def test_closing_flushes(opened: Open, path: Path) -> None:
+    """The uses of the last seconds survive a stop."""
+    index = await opened()
+    await index.add_blob(DIGEST, 10)
+    [(added,)] = rows(path, "SELECT used FROM blob")
+    index.touch(DIGEST)
+    await index.close()
+    [(used,)] = rows(path, "SELECT used FROM blob")
+    assert used > added
+
+
+# -- failures --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["gone", "garbage", "cut", "newer", "another program's"])
+async def test_lost_index_is_begun_anew(path: Path, how: str, log: LogCapture) -> None:
+    """A file that is gone, damaged or a later version's is replaced by a fresh one that works."""
+    index = Index(path)
+    await index.open()
+    await fill(index)
+    await index.close()
+    match how:
+        case "gone":
+            path.unlink()
+        case "garbage":
+            path.write_bytes(b"not a database, " * 1000)
+        case "cut":
+            path.write_bytes(path.read_bytes()[:5000])
+        case "newer":
+            rows(path, "PRAGMA user_version=1000")
+        case _:
+            path.unlink()
+            rows(path, "CREATE TABLE blob (something TEXT)")
+            rows(path, "PRAGMA user_version=77")
+    again = Index(path)
+    assert await again.open()
+    await assert_nothing_known(again)
+    await fill(again)
+    await assert_all_there(again)
+    await again.close()
+    warned = [entry for entry in log.entries if entry["log_level"] == "warning"]
+    assert bool(warned) is (how != "gone")
+
+
+async def assert_useless_and_harmless(index: Index) -> None:
+    """Assert that nothing is known, and that nothing raises."""
+    await fill(index)
+    index.touch(DIGEST)
+    await index.flush()
+    await index.forget_blob(DIGEST)
+    await index.forget_tag(NAME, TAG)
+    await index.rebuild_from({DIGEST: 1})
+    await assert_nothing_known(index)
+    await index.close()
+
+
+async def test_directory_that_cannot_be_written(log: LogCapture) -> None:
+    """Without a place for it there is no index; whatever is asked is not known."""
+    index = Index(Path("/proc/index.sqlite"))  # where nobody, root neither, can make a file
+    assert not await index.open()
+    assert [entry["event"] for entry in log.entries] == ["index unavailable"]
+    await assert_useless_and_harmless(index)
+
+
+async def test_directory_in_its_place(path: Path) -> None:
+    """Something that cannot be removed where the index should be does not stop the start."""
+    path.mkdir()
+    (path / "file").touch()
+    index = Index(path)
+    assert not await index.open()
+    await assert_useless_and_harmless(index)
+
+
+async def test_index_never_opened(path: Path) -> None:
+    """Asked before it is open, it knows nothing."""
+    await assert_useless_and_harmless(Index(path))
+
+
+async def test_disk_that_turned_read_only(opened: Open, log: LogCapture) -> None:
+    """Writes are lost with a warning, reads go on."""
+    index = await opened()
+    await fill(index)
+    assert index._connection is not None
+    index._connection.execute("PRAGMA query_only=ON")
+    await index.add_blob(SHA512, 1)
+    await index.set_checked(NAME, TAG, DIGEST, 2000.0)
+    await assert_all_there(index)
+    assert not await index.verified(SHA512)
+    assert {entry["event"] for entry in log.entries} == {"index failed"}
+
+
+async def test_file_that_rots_while_open(opened: Open, path: Path, log: LogCapture) -> None:
+    """Damage found in the middle of the work is not known, not an error."""
+    index = await opened()
+    await index.rebuild_from({Digest.of(str(n).encode()): n for n in range(2000)})
+    assert index._connection is not None
+    index._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    index._connection.execute("PRAGMA shrink_memory")
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    known = [await index.size_of(Digest.of(str(n).encode())) for n in range(0, 2000, 100)]
+    assert None in known
+    assert "index failed" in {entry["event"] for entry in log.entries}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "_BUSY_MS", 50)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_locked_by_another_process(opened: Open, path: Path, log: LogCapture) -> None:
+    """A write that another holds up for too long is given up; reads go on, and later writes."""
+    index = await opened()
+    await fill(index)
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    await index.add_blob(SHA512, 1)
+    await assert_all_there(index)
+    assert not await index.verified(SHA512)
+    assert {entry["event"] for entry in log.entries} == {"index failed"}
+    holder.execute("ROLLBACK")
+    holder.close()
+    await index.add_blob(SHA512, 1)
+    assert await index.verified(SHA512)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_locked_at_the_start(path: Path, log: LogCapture) -> None:
+    """A good index that is held by somebody is not thrown away."""
+    index = Index(path)
+    await index.open()
+    await fill(index)
+    await index.close()
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("PRAGMA locking_mode=EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+    locked = Index(path)
+    assert not await locked.open()
+    await assert_useless_and_harmless(locked)
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert [entry["event"] for entry in log.entries] == ["index unavailable"]
+    again = Index(path)
+    assert not await again.open()
+    await assert_all_there(again)
+    await again.close()
+
+
+async def test_failed_batch_is_no_half(opened: Open, path: Path) -> None:
+    """Rows that go in together go in all or none, and the next batch is not hindered."""
+    index = await opened()
+    assert index._connection is not None
+    index._connection.execute(
+        "CREATE TRIGGER no_more BEFORE INSERT ON descriptor WHEN new.size = 2 "
+        "BEGIN SELECT RAISE(ABORT, 'no more'); END"
+    )
+    await index.add_descriptors([Descriptor(DIGEST, 1, ""), Descriptor(SHA512, 2, "")])
+    assert rows(path, "SELECT * FROM descriptor") == []
+    await index.add_descriptors([Descriptor(DIGEST, 3, "")])
+    assert await index.size_of(DIGEST) == 3
+
+
+async def test_two_workers_write_at_once(opened: Open) -> None:
+    """Nothing that one writes is lost for the other's writing."""
+    one, other = await opened(), await opened()
+    digests = [Digest.of(str(number).encode()) for number in range(60)]
+    await asyncio.gather(
+        *(worker.add_blob(d, 1) for n, d in enumerate(digests) for worker in ((one, other)[n % 2],))
+    )
+    assert all([await one.verified(digest) for digest in digests])
