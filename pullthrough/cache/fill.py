@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import structlog
 
+from pullthrough.cache.behind import WriteBehind
 from pullthrough.cache.download import Download, Persistence
 from pullthrough.cache.feed import Feed, Unstored
 from pullthrough.cache.freshness import absent
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 _log = structlog.get_logger()
-
-_BATCH: Final = 1 << 20
-"""Bytes that may wait while a thread writes and hashes those before them."""
 
 _POLL: Final = 0.01
 """Seconds between looks at another process's progress."""
@@ -237,18 +235,14 @@ class Fill(Growing):
     async def _download(
         self, partial: Partial, hasher: _Hash, present: int, size: int | None
     ) -> int:
-        """Append what is missing; return the length. While a thread writes, more is received."""
-        writing: asyncio.Task[int] | None = None
-        waiting: list[bytes] = []
-        amount = 0
+        """Append what is missing; return the length."""
 
-        async def write(batch: list[bytes]) -> int:
+        async def write(batch: list[bytes]) -> None:
+            nonlocal present
             offset = present
-            length = await self._store.in_thread(lambda: partial.append(offset, batch, hasher))
-            # The record first: a reader here may be the cause of a look over there.
-            partial.record(Progress(download.size, length - 1))
-            self.feed.advance(length, download.size)
-            return length
+            present = await self._store.in_thread(lambda: partial.append(offset, batch, hasher))
+            partial.record(Progress(download.size, present - 1))
+            self.feed.advance(present, download.size)
 
         async with Download(
             self._source, self._repository, self.digest,
@@ -256,21 +250,13 @@ class Fill(Growing):
         ) as download:  # fmt: skip
             partial.record(Progress(download.size, max(0, present - 1)))
             self.feed.advance(present, download.size)
+            behind = WriteBehind(write)
             try:
                 async for chunk in download.chunks():
-                    waiting.append(chunk)
-                    amount += len(chunk)
-                    if writing is not None and (writing.done() or amount >= _BATCH):
-                        present, writing = await writing, None
-                    if writing is None:
-                        batch, waiting, amount = waiting, [], 0
-                        writing = asyncio.create_task(write(batch))
+                    await behind.put(chunk)
             finally:
-                # Whatever ended the download, the thread is let finish before anything is closed.
-                if writing is not None:
-                    present = await asyncio.shield(writing)
-            if waiting:
-                present = await write(waiting)
+                # What has come is kept, whatever ended the download.
+                await behind.flush()
         return present
 
 

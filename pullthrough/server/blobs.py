@@ -115,7 +115,7 @@ async def _send_piece(exchange: Exchange, response: web.StreamResponse, piece: P
         exchange.bytes_sent += len(piece)
         return
     transport = exchange.request.transport
-    if transport is None:
+    if transport is None or transport.is_closing():
         raise ConnectionResetError("the client left")
     if response.chunked or response.content_length is None:
         # Without a length aiohttp frames the body, so the bytes must pass through it.

@@ -122,7 +122,7 @@ class Edge:
             response = await self._dispatch(exchange, route)
             status = response.status
         except RegistryError as error:
-            status = error.status
+            label, status = routes.label_of(target), error.status
             response = self._refuse(exchange, error)
         except (ConnectionError, asyncio.CancelledError):
             _abort(exchange)

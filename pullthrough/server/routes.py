@@ -94,6 +94,14 @@ def parse(target: str) -> Route:
     return _remembered(target) if len(target) <= _REMEMBERED_LENGTH else _parse(target)
 
 
+def label_of(target: str) -> str:
+    """Return the kind of endpoint that ``target`` names, for logs and metrics."""
+    try:
+        return parse(target).label
+    except RegistryError:
+        return "other"
+
+
 def is_public(target: str) -> bool:
     """Whether ``target`` is answered without a login."""
     return target.partition("?")[0] in _HEALTH

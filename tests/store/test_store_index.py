@@ -90,7 +90,6 @@ async def test_what_is_put_is_there_for_all(opened: Open) -> None:
     await assert_nothing_known(one)
     await fill(one)
     await assert_all_there(other)
-    await one.close()
     await assert_all_there(await opened())
 
 
@@ -173,9 +172,10 @@ async def test_uses_are_written_once(opened: Open, path: Path) -> None:
     assert rows(path, "SELECT used FROM blob") == [(used,)]
 
 
-async def test_closing_flushes(opened: Open, path: Path) -> None:
+async def test_closing_flushes(path: Path) -> None:
     """The uses of the last seconds survive a stop."""
-    index = await opened()
+    index = Index(path)
+    await index.open()
     await index.add_blob(DIGEST, 10)
     [(added,)] = rows(path, "SELECT used FROM blob")
     index.touch(DIGEST)

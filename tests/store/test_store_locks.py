@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ HOLD = """
 import asyncio, sys
 from pathlib import Path
 from pullthrough.store.locks import Locks
+
+sleep = asyncio.sleep
+
+async def told(seconds):
+    print("waits", flush=True)
+    await sleep(seconds)
+
+asyncio.sleep = told
 
 async def main():
     async with Locks(Path(sys.argv[1])).hold(sys.argv[2]) as waited:
@@ -99,14 +108,14 @@ async def test_held_elsewhere_is_waited_for(
 
 async def test_another_process_waits_for_us(path: Path, ours: Locks) -> None:
     """The same the other way round: the value says that somebody was waited for."""
-    with child(HOLD, str(path), "other") as other:
-        assert other.says() == "at once"
-        async with ours.hold("name") as waited:
-            assert waited is False
-            with child(HOLD, str(path), "other") as third:
-                other.go_on()
-                assert other.says() == "let go"
-                assert third.says() == "waited"
+    async with AsyncExitStack() as holding:
+        assert await holding.enter_async_context(ours.hold("name")) is False
+        with child(HOLD, str(path), "name") as other:
+            assert other.says() == "waits"
+            await holding.aclose()
+            while (said := other.says()) == "waits":
+                pass
+            assert said == "waited"
 
 
 async def test_names_do_not_wait_for_each_other(path: Path, ours: Locks) -> None:

@@ -35,7 +35,7 @@ partial.release()
 print("released", flush=True)
 sys.stdin.readline()
 """
-SIZES = st.integers(min_value=0, max_value=1 << 50)
+SIZES = st.integers(min_value=0, max_value=1 << 40)
 
 Open = Callable[[], Partial]
 
@@ -139,11 +139,8 @@ def test_record_comes_back(
     one.data.truncate(0)
     one.record(Progress(123, 45))
     one.record(Progress(size, visible, state))
-    # Sparse: as much as is said to be there.
-    one.data.truncate(min(max(size or 0, visible), 1 << 40))
-    assert other.progress().state is state
-    if max(size or 0, visible) <= 1 << 40:
-        assert other.progress() == Progress(size, visible, state)
+    one.data.truncate(max(size or 0, visible))  # as much as is said; sparse, it takes no room
+    assert other.progress() == Progress(size, visible, state)
     one.discard(State.FILLING)
     one.close()
     other.close()

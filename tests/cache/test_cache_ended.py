@@ -1,0 +1,173 @@
+"""A drain in mid-fill: whatever it was doing, it ends, lets go of its files and loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from pullthrough.oci.digest import Digest
+from pullthrough.oci.errors import Unavailable
+from pullthrough.store.partial import Partial
+from pullthrough.upstream.base import Failure
+from tests.cache.conftest import Start
+from tests.cache.scripted import NAME, Body, FakeSource, broken, until
+from tests.cache.worker import Worker, open_files
+
+CONTENT = random.Random(2).randbytes(2_500_000)  # noqa: S311 - an example, not a secret
+SIZE = len(CONTENT)
+DIGEST = Digest.of(CONTENT)
+HALF = 1_000_000
+
+
+@pytest.fixture(autouse=True)
+def _has_it(source: FakeSource) -> None:
+    source.add(CONTENT)
+
+
+def _nothing_open(worker: Worker) -> bool:
+    layout = worker.layout
+    return not open_files(layout.partials) and not open_files(layout.blobs)
+
+
+async def _assert_goes_on(start: Start) -> None:
+    """Assert that the next process has the blob, and asks for no byte that was here."""
+    source = FakeSource()
+    source.add(CONTENT)
+    worker = await start(source)
+    await worker.name(DIGEST, SIZE)
+    here = worker.stored(DIGEST) or worker.partial(DIGEST) or b""
+    assert CONTENT.startswith(here)
+    assert await worker.read(DIGEST) == CONTENT
+    assert source.ranges == ([] if len(here) == SIZE else [(len(here), None)])
+
+
+@pytest.mark.parametrize(
+    "phase",
+    ["open_partial", "open_blob", "named_size", "publish", "link_blob", "secure"],
+)
+async def test_ended_in_the_store(
+    start: Start, source: FakeSource, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """A fill that is ended while it waits for the store lets go, and the next process goes on."""
+    worker = await start()
+    reached = asyncio.Event()
+
+    async def never(*_: object) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    opening = asyncio.create_task(worker.blobs.open(NAME, DIGEST))
+    if phase == "open_blob":  # the reader's own look comes first
+        await until(lambda: worker.blobs.filling, "the fill began")
+    monkeypatch.setattr(worker.store, phase, never)
+    await reached.wait()
+    await worker.blobs.close()
+    (result,) = await asyncio.gather(opening, return_exceptions=True)
+    if isinstance(result, BaseException):
+        assert isinstance(result, Unavailable)
+    else:
+        result.close()
+    assert worker.blobs.filling == 0
+    assert _nothing_open(worker)
+    await _assert_goes_on(start)
+
+
+async def test_ended_while_it_connects(start: Start, source: FakeSource) -> None:
+    """The same while the source has not answered yet."""
+    worker = await start()
+    source.gate = asyncio.Event()
+    opening = asyncio.create_task(worker.blobs.open(NAME, DIGEST))
+    await until(lambda: source.asked, "the source was asked")
+    await worker.blobs.close()
+    (result,) = await asyncio.gather(opening, return_exceptions=True)
+    assert isinstance(result, Unavailable)
+    assert _nothing_open(worker)
+    await _assert_goes_on(start)
+
+
+async def test_ended_while_it_receives(start: Start, source: FakeSource) -> None:
+    """The same in the middle: the connection is closed, the readers are told, what came is kept."""
+    worker = await start()
+    source.planned.append(Body([CONTENT[:HALF], asyncio.Event()], size=SIZE))
+    reading = await worker.reading(DIGEST)
+    await until(lambda: len(reading.received) == HALF - 1, "as far as the source")
+    await worker.blobs.close()
+    assert isinstance(await reading.failure(), Unavailable)
+    assert source.connections == 0
+    assert worker.partial(DIGEST) == CONTENT[:HALF]
+    assert _nothing_open(worker)
+    await _assert_goes_on(start)
+
+
+async def test_ended_before_the_clean_end(start: Start, source: FakeSource) -> None:
+    """The same when all bytes are here, and only the end is not: nobody was given the last one."""
+    worker = await start()
+    source.planned.append(Body([CONTENT, asyncio.Event()], size=SIZE))
+    reading = await worker.reading(DIGEST)
+    await until(lambda: len(reading.received) == SIZE - 1, "all but the last byte")
+    await worker.blobs.close()
+    assert isinstance(await reading.failure(), Unavailable)
+    assert worker.partial(DIGEST) == CONTENT
+    assert _nothing_open(worker)
+    await _assert_goes_on(start)
+
+
+async def test_ended_in_a_pause(
+    start: Start, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same between two tries."""
+    worker = await start()
+    pausing = asyncio.Event()
+
+    async def sleep(_: float) -> None:
+        pausing.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(type(worker.sleep), "__call__", lambda _, seconds: sleep(seconds))
+    source.planned.append(Body([CONTENT[:HALF], broken(Failure.CUT)], size=SIZE))
+    reading = await worker.reading(DIGEST)
+    await pausing.wait()
+    await worker.blobs.close()
+    assert isinstance(await reading.failure(), Unavailable)
+    assert _nothing_open(worker)
+    await _assert_goes_on(start)
+
+
+@pytest.mark.parametrize("second", [b"", CONTENT[HALF : HALF + 10]], ids=["alone", "more-waits"])
+async def test_ended_while_a_thread_writes(
+    start: Start, source: FakeSource, monkeypatch: pytest.MonkeyPatch, second: bytes
+) -> None:
+    """A write that has begun is let finish before its file is closed and its lock let go."""
+    worker = await start()
+    writing, go_on = threading.Event(), threading.Event()
+    append = Partial.append
+    closed: list[bool] = []
+
+    def slowly(partial: Partial, offset: int, chunks: Sequence[bytes], hasher: Any) -> int:
+        writing.set()
+        assert go_on.wait(60)
+        closed.append(partial.data.closed or not partial.owned)
+        return append(partial, offset, chunks, hasher)
+
+    monkeypatch.setattr(Partial, "append", slowly)
+    idle, never = asyncio.Event(), asyncio.Event()
+    source.planned.append(Body([CONTENT[:HALF], second, idle, never], size=SIZE))
+    idle.set()
+    reading = await worker.reading(DIGEST)
+    await until(writing.is_set, "a thread writes")
+    await reading.leave()
+    closing = asyncio.create_task(worker.blobs.close())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not closing.done()
+    go_on.set()
+    await closing
+    assert closed == [False]
+    assert worker.partial(DIGEST) == CONTENT[:HALF]
+    assert _nothing_open(worker)
+    await _assert_goes_on(start)
