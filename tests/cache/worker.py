@@ -13,6 +13,7 @@ from pullthrough.cache.download import Persistence
 from pullthrough.oci.digest import Digest
 from pullthrough.oci.errors import RegistryError
 from pullthrough.oci.manifest import OCI_MANIFEST, Descriptor, Manifest
+from pullthrough.oci.reference import Repository
 from pullthrough.store.base import StoredManifest
 from pullthrough.store.filesystem import FileStore
 from pullthrough.store.layout import Layout
@@ -50,11 +51,13 @@ class Worker:
         await reading.whole()
         return reading.served
 
-    async def name(self, digest: Digest, size: int) -> None:
+    async def name(self, digest: Digest, size: int, repository: Repository = NAME) -> None:
         """Cache a manifest that gives ``digest`` this size."""
         content = f"{digest} {size}".encode()
         parsed = Manifest(OCI_MANIFEST, blobs=(Descriptor(digest, size, "a/b"),))
-        await self.store.write_manifest(NAME, StoredManifest(Digest.of(content), content, parsed))
+        await self.store.write_manifest(
+            repository, StoredManifest(Digest.of(content), content, parsed)
+        )
 
     def put(self, digest: Digest, content: bytes) -> Path:
         """Put a file under ``digest``, as registry:2 would have: nobody here has verified it."""

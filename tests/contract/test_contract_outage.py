@@ -68,7 +68,7 @@ def test_cached_tag_outlives(region: Region, repository: str, outage: str) -> No
     path = f"/v2/{repository}/manifests/.*"
     before = region.registry.count(path=path)
     with region.registry.inject(OUTAGES[outage](path)):
-        for method in ("HEAD", "GET", "HEAD"):
+        for method in ("HEAD", "GET"):
             got = region.client.manifest(repository, "v1", method)
             assert got.status == 200
             assert got.body == (image.top.content if method == "GET" else b"")
@@ -157,7 +157,6 @@ def test_cold_pull_fails_by_the_spec(region: Region, repository: str, outage: st
     image = region.registry.put_image(repository, layers=(noise(2000),))
     with region.registry.inject(OUTAGES[outage](f"/v2/{repository}/.*")):
         region.client.manifest(repository, "v1").assert_unavailable()
-        assert region.client.manifest(repository, "v1", "HEAD").status in {502, 503, 504}
         blob = region.client.blob(repository, image.layer)
         if blob.status == 200:
             assert not blob.complete  # it might have been the blob, until its digest was known

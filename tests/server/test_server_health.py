@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from structlog.testing import LogCapture
@@ -15,11 +15,9 @@ class _End(Exception):
     """The test has no more checks."""
 
 
-async def watched(
-    outcomes: list[bool | Exception], threshold: int, readiness: Readiness | None = None
-) -> list[bool]:
+async def watched(outcomes: Sequence[bool | Exception], threshold: int) -> list[bool]:
     """Return whether the store counted as well after each check with one of ``outcomes``."""
-    readiness = readiness or Readiness(lambda: True)
+    readiness = Readiness(lambda: True)
     left, seen, slept = list(outcomes), list[bool](), list[float]()
 
     async def sleep(seconds: float) -> None:
@@ -54,9 +52,7 @@ async def watched(
         ([TimeoutError(), PermissionError("no"), True], 2, "+-+"),
     ],
 )
-async def test_threshold(
-    outcomes: list[bool | Exception], threshold: int, expected: str
-) -> None:
+async def test_threshold(outcomes: list[bool | Exception], threshold: int, expected: str) -> None:
     """So many failures in a row count, one success ends them; an error is a failure."""
     assert "".join("+" if ok else "-" for ok in await watched(outcomes, threshold)) == expected
 

@@ -32,9 +32,7 @@ def image(*, index: bool = False) -> Image:
 
 def stored(manifest: Manifest) -> StoredManifest:
     """Return a manifest as the store takes it."""
-    return StoredManifest(
-        Digest.parse(manifest.digest), manifest.content, parse(manifest.content)
-    )
+    return StoredManifest(Digest.parse(manifest.digest), manifest.content, parse(manifest.content))
 
 
 async def publish(store: BlobStore, content: bytes, digest: Digest) -> None:
@@ -94,6 +92,10 @@ class Child:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         return self._process.stdin, self._process.stdout
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def says(self) -> str:
         """Return its next line, empty at its end."""

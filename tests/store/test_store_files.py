@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -60,6 +60,7 @@ def test_whole_or_not_there(
     tmp_path: Path,
     temporary: Path,
     monkeypatch: pytest.MonkeyPatch,
+    *,
     where: Any,
     what: str,
     error: BaseException,
@@ -77,7 +78,9 @@ def test_whole_or_not_there(
     assert list(temporary.iterdir()) == []
 
 
-def test_disk_that_fills_up(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_that_fills_up(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A write that the disk refuses in the middle leaves nothing of it."""
     real = os.fdopen
 
@@ -85,7 +88,7 @@ def test_disk_that_fills_up(tmp_path: Path, temporary: Path, monkeypatch: pytest
         def __init__(self, descriptor: int, mode: str) -> None:
             self._file = real(descriptor, mode)
 
-        def __enter__(self) -> Full:
+        def __enter__(self) -> Self:
             return self
 
         def __exit__(self, *_: object) -> None:

@@ -233,7 +233,9 @@ async def test_rebuilding_passes_over_what_is_damaged(layout: Layout, files: Fil
     as_registry_2(layout, rotten)
     as_registry_2(layout, good)
     place(layout.blob(Digest.parse(rotten.digest)), good.top.content)
-    for number, text in enumerate((b"", b"no digest", b"\xff\xfe", b"x" * 1000, str(SHA512).encode())):
+    for number, text in enumerate(
+        (b"", b"no digest", b"\xff\xfe", b"x" * 1000, str(SHA512).encode())
+    ):
         digest = Digest.of(b"link %d" % number)
         place(layout.revision_link(NAME, digest), text)
     place(layout.blob(DIGEST), CONTENT)
@@ -351,7 +353,12 @@ async def test_catalog_is_what_has_manifests(layout: Layout, files: FileStore) -
     for name in ("a", "a/b", "a/b/c/d", "z-z/y_y"):
         layout.revision_link(Repository(name), DIGEST).parent.mkdir(parents=True)
     layout.layer_link(Repository("layers/only"), DIGEST).parent.mkdir(parents=True)
-    for odd in ("UPPER/_manifests", "a/_uploads/b/_manifests", "sp ace/_manifests", "..x/_manifests"):
+    for odd in (
+        "UPPER/_manifests",
+        "a/_uploads/b/_manifests",
+        "sp ace/_manifests",
+        "..x/_manifests",
+    ):
         (layout.repositories / odd).mkdir(parents=True)
     place(layout.repositories / "file", b"")
     assert await files.repositories() == ("a", "a/b", "a/b/c/d", "z-z/y_y")
@@ -486,7 +493,7 @@ async def test_secure_syncs_before_it_is_believed(
     write(partial, CONTENT)
     await files.publish(partial, DIGEST)
 
-    def broken(descriptor: int) -> None:
+    def broken(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patched:
@@ -498,7 +505,7 @@ async def test_secure_syncs_before_it_is_believed(
     real = os.fsync
 
     def noted(descriptor: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pullthrough.store import locks
 from pullthrough.store.locks import Locks
 from tests.store.kit import child
 
@@ -80,7 +79,7 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> asyncio.Queue[float]:
         pauses.put_nowait(seconds)
         await real(0.001)
 
-    monkeypatch.setattr(locks.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     return pauses
 
 

@@ -60,7 +60,7 @@ def files(layout: Layout) -> set[str]:
 
 
 def descriptors() -> set[str]:
-    return {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+    return {str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
 
 
 # -- who fills -------------------------------------------------------------------------------------

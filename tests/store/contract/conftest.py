@@ -32,11 +32,10 @@ async def _on_local_disk(place: Path) -> AsyncIterator[Store]:
 IMPLEMENTATIONS: Final[dict[str, Open]] = {"local disk": _on_local_disk}
 
 
-@pytest.fixture(params=IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())
+@pytest.fixture(params=sorted(IMPLEMENTATIONS))
 def open_store(request: pytest.FixtureRequest) -> Open:
     """Return what opens an implementation."""
-    opener: Open = request.param
-    return opener
+    return IMPLEMENTATIONS[request.param]
 
 
 @pytest.fixture

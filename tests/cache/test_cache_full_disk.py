@@ -1,0 +1,180 @@
+"""A full disk: the pull goes through unstored, and is verified none the less."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from structlog.testing import LogCapture
+
+from pullthrough.cache.base import HIT, Outcome, Served
+from pullthrough.oci.digest import Digest
+from pullthrough.oci.errors import BadUpstream, BlobUnknown, UpstreamTimeout
+from pullthrough.store.partial import Partial
+from pullthrough.upstream.base import Failure
+from tests.cache.scripted import NAME, Body, FakeSource, body_of, broken, until
+from tests.cache.worker import TRIES, Worker
+
+CONTENT = random.Random(3).randbytes(300_000)  # noqa: S311 - an example, not a secret
+SIZE = len(CONTENT)
+WRONG = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
+DIGEST = Digest.of(CONTENT)
+
+Fill = Callable[[int], None]
+
+
+@pytest.fixture(autouse=True)
+def _has_it(source: FakeSource) -> None:
+    source.add(CONTENT)
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Fill:
+    """Leave room for so many bytes of a partial: what fits is written, then the disk is full."""
+    append = Partial.append
+
+    def limit(room: int) -> None:
+        def limited(partial: Partial, offset: int, chunks: Sequence[bytes], hasher: Any) -> int:
+            whole = b"".join(chunks)
+            fits = whole[: max(0, room - offset)]
+            end = append(partial, offset, [fits], hasher)
+            if len(fits) < len(whole):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return end
+
+        monkeypatch.setattr(Partial, "append", limited)
+
+    return limit
+
+
+def _no_room(*_: object) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def _no_room_async(*_: object) -> Any:
+    _no_room()
+
+
+ROOMS = [0, 1, 64 * 1024, 100_000, SIZE - 1]
+
+
+@pytest.mark.parametrize("left", ROOMS)
+async def test_pull_goes_through(
+    worker: Worker, source: FakeSource, room: Fill, log: LogCapture, left: int
+) -> None:
+    """Wherever the disk is full, readers have all the bytes, nothing is kept, and it is said."""
+    room(left)
+    stop = asyncio.Event()
+    source.planned.append(Body([stop, *_pieces(CONTENT)], size=SIZE))
+    readings = [await worker.reading(DIGEST) for _ in range(3)]
+    readings.append(await worker.reading(DIGEST, start=7))
+    readings.append(await worker.reading(DIGEST, start=100, end=SIZE - 100))
+    stop.set()
+    assert [await reading.whole() for reading in readings] == [
+        CONTENT, CONTENT, CONTENT, CONTENT[7:], CONTENT[100:-100],
+    ]  # fmt: skip
+    assert (worker.stored(DIGEST), worker.partials()) == (None, [])
+    assert [entry["error"] for entry in log.entries if "no room" in entry["event"]] == [
+        "No space left on device"
+    ]
+
+
+def _pieces(content: bytes) -> list[bytes]:
+    return [content[at : at + 64 * 1024] for at in range(0, len(content), 64 * 1024)]
+
+
+@pytest.mark.parametrize("left", ROOMS)
+async def test_wrong_content_unstored(
+    worker: Worker, source: FakeSource, room: Fill, left: int
+) -> None:
+    """Unstored content is verified too: wrong bytes never end well."""
+    room(left)
+    source.blobs[DIGEST] = WRONG
+    reading = await worker.reading(DIGEST)
+    assert isinstance(await reading.failure(), BadUpstream)
+    assert len(reading.received) < SIZE
+    assert WRONG.startswith(reading.received)
+
+
+async def test_unstored_pull_mends_breaks(worker: Worker, source: FakeSource, room: Fill) -> None:
+    """A break is mended as it is in a fill; one that is not mended is told."""
+    room(0)
+    source.planned.append(body_of(CONTENT))  # the fill's own
+    source.planned.append(Body([CONTENT[:1000], broken(Failure.CUT)], size=SIZE))
+    assert await worker.read(DIGEST) == CONTENT
+    source.planned.append(body_of(CONTENT))
+    source.planned.append(Body([CONTENT[:1000], broken(Failure.CUT)], size=SIZE))
+    source.planned.extend([broken(Failure.TIMEOUT)] * (TRIES - 1))
+    reading = await worker.reading(DIGEST)
+    assert isinstance(await reading.failure(), UpstreamTimeout)
+    assert len(reading.received) < SIZE
+
+
+async def test_no_room_to_begin(
+    worker: Worker, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where not even a partial can be begun, the blob is passed through, and that is said."""
+    monkeypatch.setattr(worker.store, "open_partial", _no_room_async)
+    reading = await worker.reading(DIGEST)
+    assert await reading.whole() == CONTENT
+    assert reading.reader.size == SIZE
+    assert reading.served == Served(Outcome.BYPASS, "unstored")
+    assert source.ranges == [(0, None)]
+
+
+async def test_no_room_to_begin_and_nothing_there(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blob that the source does not have is a 404 then, as ever."""
+    monkeypatch.setattr(worker.store, "open_partial", _no_room_async)
+    with pytest.raises(BlobUnknown):
+        await worker.blobs.open(NAME, Digest.of(b"nowhere"))
+
+
+async def test_room_again(worker: Worker, source: FakeSource, room: Fill) -> None:
+    """Once there is room again the blob is kept, and the next pull costs nothing."""
+    room(100_000)
+    assert await worker.read(DIGEST) == CONTENT
+    room(SIZE)
+    assert await worker.read(DIGEST) == CONTENT
+    await until(lambda: not worker.blobs.filling, "the fill ended")
+    asked = len(source.asked)
+    assert await worker.served(DIGEST) == HIT
+    assert len(source.asked) == asked
+
+
+async def test_no_room_to_publish(
+    worker: Worker, source: FakeSource, monkeypatch: pytest.MonkeyPatch, log: LogCapture
+) -> None:
+    """Where only the name cannot be given, readers have the verified bytes from the open file."""
+    monkeypatch.setattr(worker.store, "publish", _no_room_async)
+    stop = asyncio.Event()
+    source.planned.append(Body([stop, CONTENT], size=SIZE))
+    readings = [await worker.reading(DIGEST) for _ in range(3)]
+    stop.set()
+    for reading in readings:
+        assert await reading.whole() == CONTENT
+    await until(lambda: not worker.blobs.filling, "the fill ended")
+    assert (worker.stored(DIGEST), worker.partials()) == (None, [])
+    assert [entry["event"] for entry in log.entries] == ["a blob was not kept"]
+    assert source.ranges == [(0, None)]
+
+
+async def test_not_safe_on_the_disk(
+    worker: Worker, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be synced is served, but counts as unverified: its next use hashes it."""
+    monkeypatch.setattr(worker.store, "secure", _no_room_async)
+    assert await worker.read(DIGEST) == CONTENT
+    await until(lambda: not worker.blobs.filling, "the fill ended")
+    blob = await worker.store.open_blob(DIGEST)
+    assert blob is not None
+    assert not blob.verified
+    blob.file.close()
+    worker.put(DIGEST, WRONG)  # what a power cut may do to it
+    assert await worker.read(DIGEST) == CONTENT
+    assert source.ranges == [(0, None), (0, None)]

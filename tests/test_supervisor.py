@@ -1,0 +1,311 @@
+"""The worker processes of a real ``serve``: started, replaced, told, ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import CacheStarter
+from tests.fakes.cache import ROOT, Cache, towards
+from tests.fakes.faults import Fault, Gate, eventually
+from tests.fakes.listener import hold_port
+from tests.fakes.registry import FakeRegistry
+
+TWO: dict[str, Any] = {"http": {"workers": 2}}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and waits to be asked about does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def title(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
+
+
+def workers(cache: Cache) -> list[int]:
+    """Return the processes below the supervisor that run."""
+    return [pid for pid in cache.pids()[1:] if is_alive(pid)]
+
+
+def events(cache: Cache, event: str) -> list[dict[str, Any]]:
+    return [line for line in cache.log_lines() if line.get("event") == event]
+
+
+def accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+@pytest.fixture(name="temporary")
+def _temporary(tmp_path: Path) -> Path:
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def pair(start_cache: CacheStarter, temporary: Path) -> Iterator[Cache]:
+    """Start a cache of two workers; none of its processes outlives the test."""
+    cache = start_cache(TWO, environment={"TMPDIR": str(temporary)})
+    eventually(lambda: len(workers(cache)) == 2, "two workers")
+    seen = cache.pids()
+    yield cache
+    for pid in {*seen, *cache.pids()} if cache._process is not None else seen:
+        if is_alive(pid) and title(pid).startswith("pullthrough: "):
+            os.kill(pid, signal.SIGKILL)
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+def test_processes_have_names(pair: Cache) -> None:
+    """Ps tells the supervisor from its workers, and shows no path to a configuration."""
+    assert title(pair.pid) == "pullthrough: supervisor"
+    eventually(
+        lambda: (
+            sorted(map(title, workers(pair))) == ["pullthrough: worker 0", "pullthrough: worker 1"]
+        ),
+        "the workers' names",
+    )
+
+
+@pytest.mark.parametrize(("number", "how"), [(0, signal.SIGKILL), (1, signal.SIGSEGV)])
+def test_killed_worker_is_replaced(pair: Cache, number: int, how: signal.Signals) -> None:
+    """Whichever worker dies, however: another takes its place and name, the other goes on."""
+    before = workers(pair)
+    eventually(lambda: all(title(pid).startswith("pullthrough: w") for pid in before), "names")
+    (victim,) = (pid for pid in before if title(pid) == f"pullthrough: worker {number}")
+    (other,) = set(before) - {victim}
+    os.kill(victim, how)
+    eventually(lambda: len(set(workers(pair)) - {victim}) == 2, "another worker")
+    assert other in workers(pair)
+    (new,) = set(workers(pair)) - {other}
+    eventually(lambda: title(new) == f"pullthrough: worker {number}", "the name")
+    (line,) = events(pair, "worker ended, starting another")
+    assert (line["worker"], line["status"], line["level"]) == (number, -how, "error")
+    eventually(lambda: pair.client(timeout=5).get("/livez").status == 200, "an answer")
+    pair.stop()
+
+
+def test_sighup_reaches_every_worker(pair: Cache) -> None:
+    """Each worker reads again, and goes on."""
+    before = workers(pair)
+    pair.reload()
+    eventually(lambda: len(events(pair, "reloaded")) == 2, "two reloads")
+    pair.configure({"log": {"level": "error"}})
+    pair.reload()
+    pair.configure({"log": {"level": "loud"}})
+    pair.reload()
+    eventually(lambda: len(events(pair, "configuration not taken up")) >= 2, "a complaint of each")
+    assert workers(pair) == before
+
+
+def test_sighup_at_the_very_start(registry: FakeRegistry, tmp_path: Path) -> None:
+    """A reload that comes before a worker is ready does not end it."""
+    cache = Cache(tmp_path, TWO)
+    cache.configure(towards(registry.url))
+    with cache.log.open("ab") as log:
+        cache._process = subprocess.Popen(
+            [sys.executable, "-m", "pullthrough", "serve", str(tmp_path / "config.yml")],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+    try:
+        eventually(lambda: len(cache.pids()) == 3, "two workers")
+        cache.reload()
+        eventually(cache._is_up, "an answer")
+        cache.stop()
+        assert events(cache, "worker ended, starting another") == []
+    finally:
+        cache.close()
+
+
+def test_lost_index_is_rebuilt_by_two_workers(
+    registry: FakeRegistry, start_cache: CacheStarter
+) -> None:
+    """Whichever of them opens the new index first, the sizes in it are read from the files."""
+    image = registry.put_image("project/app")
+    cache = start_cache(TWO)
+    cache.client().pull(image)
+    index = cache.store / "pullthrough" / "index.sqlite"
+
+    def sizes() -> int:
+        connection = sqlite3.connect(f"file:{index}?mode=ro", uri=True)
+        try:
+            (count,) = connection.execute("SELECT count(*) FROM descriptor").fetchone()
+            return int(count)
+        except sqlite3.OperationalError:
+            return 0
+        finally:
+            connection.close()
+
+    known = eventually(sizes, "sizes of what was pulled")
+    for _ in range(4):
+        cache.stop()
+        for path in index.parent.glob("index.sqlite*"):
+            path.unlink()
+        cache.start()
+        assert eventually(sizes, "sizes read from the files", seconds=4) == known
+
+
+def test_log_fields_with_any_name(start_cache: CacheStarter) -> None:
+    """A field that distribution takes, with a space in its name, does not keep it from starting."""
+    cache = start_cache({"log": {"formatter": "text", "fields": {"my key": "a value"}}})
+    assert cache.client().get("/livez").status == 200
+    assert "a value" in cache.log_text()
+
+
+# -- stopping --------------------------------------------------------------------------------------
+
+
+def test_told_to_stop(pair: Cache, temporary: Path) -> None:
+    """It ends with exit code 0, its port closed, no process and no temporary file left."""
+    every = pair.pids()
+    assert [path.name.startswith("pullthrough-metrics-") for path in temporary.iterdir()] == [True]
+    pair.terminate()
+    assert pair.wait() == 0
+    assert not accepts(pair.port)
+    assert not accepts(pair.debug_port)
+    assert [pid for pid in every if is_alive(pid)] == []
+    assert list(temporary.iterdir()) == []
+
+
+def test_interrupt_from_a_terminal(pair: Cache) -> None:
+    """Ctrl-C, which every process of the group hears, is a clean stop."""
+    os.killpg(pair.pid, signal.SIGINT)
+    assert pair.wait() == 0
+    assert events(pair, "worker ended, starting another") == []
+
+
+def test_told_twice(registry: FakeRegistry, start_cache: CacheStarter) -> None:
+    """A second SIGTERM, or a SIGHUP, does not cut short what is being drained."""
+    image = registry.put_image("project/app")
+    cache = start_cache({"http": {"workers": 2, "draintimeout": "20s"}})
+    gate = Gate()
+    with registry.inject(Fault(path=f".*{image.layer}", hold=gate, hold_at=0)):
+        pending = cache.client().begin(f"/v2/project/app/blobs/{image.layer}")
+        gate.wait_for()
+        for each in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
+            os.kill(cache.pid, each)
+            eventually(lambda: not accepts(cache.port), "a closed port")
+        gate.open()
+        answer = pending.answer()
+    assert (answer.status, answer.body) == (200, image.layer_content)
+    assert cache.wait() == 0
+
+
+def test_death_of_the_supervisor(pair: Cache) -> None:
+    """Workers whose supervisor was killed end by themselves, and free the port."""
+    left = workers(pair)
+    os.kill(pair.pid, signal.SIGKILL)
+    eventually(lambda: not any(map(is_alive, left)), "the workers' end")
+    assert not accepts(pair.port)
+
+
+def test_worker_that_does_not_end(registry: FakeRegistry, tmp_path: Path) -> None:
+    """One that hangs is killed after the drain and a little grace; the service ends then too."""
+    cache = Cache(tmp_path, {"http": {"workers": 2, "draintimeout": "0s"}})
+    cache.configure(towards(registry.url))
+    code = (
+        "from pullthrough import cli, supervisor\nsupervisor._GRACE = 0.3\n"
+        f"cli.main(['serve', {str(tmp_path / 'config.yml')!r}])\n"
+    )
+    with cache.log.open("ab") as log:
+        cache._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+    try:
+        eventually(cache._is_up, "an answer")
+        hanging = workers(cache)[0]
+        os.kill(hanging, signal.SIGSTOP)
+        cache.terminate()
+        assert cache.wait() == 0
+        assert not is_alive(hanging)
+        (line,) = events(cache, "workers did not end in time")
+        assert (line["count"], line["level"]) == (1, "error")
+    finally:
+        cache.close()
+
+
+# -- not starting ----------------------------------------------------------------------------------
+
+
+def refused(directory: Path, config: dict[str, Any]) -> str:
+    """Return the one line that a ``serve`` says that does not start."""
+    file = directory / "config.yml"
+    basis = {
+        "version": 0.1,
+        "log": {"level": "error"},
+        "storage": {"filesystem": {"rootdirectory": str(directory / "store")}},
+        "proxy": {"remoteurl": "http://127.0.0.1:9"},
+    }
+    file.write_text(yaml.safe_dump({**basis, **config}))
+    told = subprocess.run(
+        [sys.executable, "-m", "pullthrough", "serve", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(directory)},
+    )
+    assert told.returncode == 1, told
+    assert told.stdout == ""
+    assert told.stderr.count("\n") == 1, told.stderr
+    assert told.stderr.startswith("Error: ")
+    assert list(directory.glob("pullthrough-metrics-*")) == []
+    return told.stderr
+
+
+@pytest.mark.parametrize(("which", "reuse"), [("addr", True), ("debug", False)])
+def test_port_in_use(tmp_path: Path, which: str, *, reuse: bool) -> None:
+    """A port that another has is said in one line, also when that other would share it."""
+    with socket.socket() as taken, hold_port() as free:
+        if reuse:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = f"127.0.0.1:{taken.getsockname()[1]}"
+        other = f"127.0.0.1:{free.getsockname()[1]}"
+        http = (
+            {"addr": busy, "workers": 2}
+            if which == "addr"
+            else {"addr": other, "debug": {"addr": busy}, "workers": 2}
+        )
+        said = refused(tmp_path, {"http": http})
+    assert "in use" in said
+    assert busy.rpartition(":")[2] in said
+
+
+def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    """A root that cannot be one is said in one line, with its path."""
+    (tmp_path / "file").touch()
+    root = str(tmp_path / "file" / "store")
+    assert root in refused(tmp_path, {"storage": {"filesystem": {"rootdirectory": root}}})
+
+
+def test_address_that_is_not_here(tmp_path: Path) -> None:
+    """An address of another machine is said in one line."""
+    said = refused(tmp_path, {"http": {"addr": "192.0.2.1:5000"}})
+    assert "192.0.2.1" in said
