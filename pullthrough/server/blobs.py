@@ -47,13 +47,16 @@ async def _send(exchange: Exchange, reader: BlobReader) -> web.StreamResponse:
     ranges = _ranges(exchange, reader)
     if len(ranges) > 1 and reader.size is not None:
         return await _send_multipart(exchange, reader, ranges, reader.size)
-    start, end, status = 0, reader.size, 200
+    start, end, status, length = 0, None, 200, reader.size
     if ranges and reader.size is not None:
-        start, end, status = ranges[0].start, ranges[0].end, 206
-        exchange.headers["Content-Range"] = ranges[0].content_range(reader.size)
+        asked = ranges[0]
+        # Without an end of its own it is one of many by which a parallel puller reads the whole.
+        start, end = asked.start, None if asked.open else asked.end
+        status, length = 206, asked.end - asked.start
+        exchange.headers["Content-Range"] = asked.content_range(reader.size)
     exchange.headers["Content-Type"] = _CONTENT_TYPE
-    if end is not None:
-        exchange.headers["Content-Length"] = str(end - start)
+    if length is not None:
+        exchange.headers["Content-Length"] = str(length)
     response = web.StreamResponse(status=status, headers=exchange.headers)
     exchange.response = response
     await response.prepare(exchange.request)
@@ -92,7 +95,7 @@ async def _send_multipart(
     await response.prepare(exchange.request)
     for head, each in zip(heads, ranges, strict=True):
         await response.write(head)
-        await _send_pieces(exchange, response, reader, each.start, each.end)
+        await _send_pieces(exchange, response, reader, each.start, None if each.open else each.end)
     await response.write(tail)
     await response.write_eof()
     return response

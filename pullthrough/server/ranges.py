@@ -15,10 +15,11 @@ _MOST: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """The bytes from ``start`` up to, without, ``end``."""
+    """The bytes from ``start`` up to, without, ``end``; ``open`` if no end was asked for."""
 
     start: int
     end: int
+    open: bool = False
 
     def content_range(self, size: int) -> str:
         """Return the Content-Range header's value."""
@@ -50,7 +51,7 @@ def parse(header: str | None, size: int) -> tuple[ByteRange, ...]:
             if last is not None and int(last) < start:
                 return ()
         if start < end:
-            ranges.append(ByteRange(start, end))
+            ranges.append(ByteRange(start, end, open=last is None))
     if not ranges:
         raise RangeInvalid(f"the content has {size} bytes", detail=f"bytes */{size}")
     return tuple(ranges)
