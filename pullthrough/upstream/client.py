@@ -44,7 +44,7 @@ from pullthrough.upstream.body import Body
 from pullthrough.upstream.breaker import Breaker
 from pullthrough.upstream.health import Health
 from pullthrough.upstream.observe import Observer, Unobserved
-from pullthrough.upstream.retry import Sleep, retrying
+from pullthrough.upstream.retry import PASSING, Sleep, retrying
 from pullthrough.upstream.transport import Reply, Transport
 
 T = TypeVar("T")
@@ -53,6 +53,7 @@ _PAGE_LIMIT = 8 * 1024 * 1024
 _LIST_LIMIT = 64 * 1024 * 1024
 _PAGES = 1000
 _HEAD_PATIENCE = 1.0  # seconds: a tag check has a short deadline, and a cached answer behind it
+_HEAD_PASSING: Final = PASSING - {Failure.REFUSED}  # nobody listens: that is an answer
 _OK = HTTPStatus.OK
 _ABSENT: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED})
 
@@ -178,7 +179,9 @@ class RegistryClient:
 
         path = f"manifests/{reference}"
         algorithm = reference.algorithm if isinstance(reference, Digest) else "sha256"
-        return await self._call("head_manifest", attempt, retries=1, patience=_HEAD_PATIENCE)
+        return await self._call(
+            "head_manifest", attempt, retries=1, patience=_HEAD_PATIENCE, passing=_HEAD_PASSING
+        )
 
     async def get_manifest(
         self, repository: Repository, reference: Tag | Digest
@@ -338,6 +341,7 @@ class RegistryClient:
         *,
         retries: int = 2,
         patience: float | None = None,
+        passing: frozenset[Failure] = PASSING,
     ) -> T:
         """Run ``attempt`` within ``firstbyte``, again where that helps, and say how it went."""
         limit = self._settings.firstbyte
@@ -352,6 +356,7 @@ class RegistryClient:
                         tries=min(retries, self._settings.retries) + 1,
                         patience=patience or limit - (self._clock() - began),
                         sleep=self._sleep,
+                        passing=passing,
                     )
             except TimeoutError:
                 message = f"{self._url.host}: no answer in {limit:g} s"

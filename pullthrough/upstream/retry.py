@@ -23,7 +23,9 @@ from pullthrough.upstream.base import Failure, UpstreamError
 T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[None]]
 
-_PASSING: Final = frozenset({Failure.REFUSED, Failure.TIMEOUT, Failure.CUT, Failure.RATE_LIMITED})
+PASSING: Final = frozenset({Failure.REFUSED, Failure.TIMEOUT, Failure.CUT, Failure.RATE_LIMITED})
+"""What may be over in a moment, beside some of the 5xx."""
+
 _PASSING_STATUS: Final = frozenset({500, 502, 503, 504})
 _BACKOFF = wait_random_exponential(multiplier=0.25, max=2)  # full jitter
 _LONGEST_REST = 86400.0
@@ -35,8 +37,9 @@ async def retrying(
     tries: int,
     patience: float,
     sleep: Sleep = asyncio.sleep,
+    passing: frozenset[Failure] = PASSING,
 ) -> T:
-    """Return what ``attempt`` returns, tried again after failures that pass.
+    """Return what ``attempt`` returns, tried again after failures that are ``passing``.
 
     No try begins later than ``patience`` seconds after the first: a Retry-After that does not fit
     raises at once, with its ``retry_after`` for the client. Raises the last try's error.
@@ -46,7 +49,7 @@ async def retrying(
         return await attempt()
 
     return await AsyncRetrying(
-        retry=retry_if_exception(_passes),
+        retry=retry_if_exception(lambda error: _passes(error, passing)),
         wait=_wait,
         stop=stop_any(stop_after_attempt(tries), stop_before_delay(patience)),
         sleep=sleep,
@@ -68,9 +71,9 @@ def retry_after(header: str | None, now: datetime | None = None) -> float | None
     return min(max(seconds, 0.0), _LONGEST_REST)
 
 
-def _passes(error: BaseException) -> bool:
+def _passes(error: BaseException, passing: frozenset[Failure]) -> bool:
     return isinstance(error, UpstreamError) and (
-        error.failure in _PASSING
+        error.failure in passing
         or (error.failure is Failure.SERVER_ERROR and error.status in _PASSING_STATUS)
     )
 
