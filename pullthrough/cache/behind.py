@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 _BATCH: Final = 1 << 20
 """Bytes that are worth waking a thread for."""
@@ -17,45 +18,74 @@ _LINGER: Final = 0.003
 class WriteBehind:
     """Hands chunks to ``write`` in order, one batch at a time; at most two batches are held.
 
-    What ``write`` raises comes out of the next call.
+    An async context manager. At its end all that came is written, however it ended; after a write
+    that failed nothing more is, and what it raised comes out of :meth:`put` or the end. Nobody
+    gets past the end while a write is under way: its file may be closed then.
     """
 
     def __init__(self, write: Callable[[list[bytes]], Awaitable[None]]) -> None:
         self._write = write
         self._chunks: list[bytes] = []
         self._amount = 0
-        self._enough = asyncio.Event()
-        self._enough.set()  # the first bytes do not wait: somebody waits for them
-        self._running: asyncio.Task[None] | None = None
+        self._ending = False
+        self._first = True
+        self._some, self._enough, self._taken = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._writer = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ending = True
+        self._some.set()
+        self._enough.set()
+        cancelled: asyncio.CancelledError | None = None
+        while not self._writer.done():
+            try:
+                await asyncio.wait((self._writer,))
+            except asyncio.CancelledError as again:
+                cancelled = again
+        failure = self._writer.exception()
+        if cancelled is not None:
+            raise cancelled
+        if failure is not None and kind is None:
+            raise failure
 
     async def put(self, chunk: bytes) -> None:
         """Take a chunk; waits while too much is held."""
         self._chunks.append(chunk)
         self._amount += len(chunk)
+        self._some.set()
         if self._amount >= _BATCH:
             self._enough.set()
-        if self._running is not None and (self._running.done() or self._amount >= _BATCH):
-            await self.settle()
-        if self._running is None and self._chunks:
-            self._running = asyncio.create_task(self._batch())
+            self._taken.clear()
+            taken = asyncio.ensure_future(self._taken.wait())
+            try:
+                await asyncio.wait((taken, self._writer), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                taken.cancel()
+        if self._writer.done():
+            self._writer.result()
 
-    async def flush(self) -> None:
-        """Write all that is held."""
-        self._enough.set()
-        await self.settle()
-        if self._chunks:
-            await self._batch()
-
-    async def settle(self) -> None:
-        """Wait for the thread; nobody may close its file before."""
-        if self._running is not None:
-            running, self._running = self._running, None
-            await asyncio.shield(running)
-
-    async def _batch(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER):
-                await self._enough.wait()
-        self._enough.clear()
-        chunks, self._chunks, self._amount = self._chunks, [], 0
-        await self._write(chunks)
+    async def _run(self) -> None:
+        while True:
+            await self._some.wait()
+            if not self._first:  # somebody waits for the first bytes: they do not linger
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LINGER):
+                        await self._enough.wait()
+            chunks, self._chunks, self._amount = self._chunks, [], 0
+            self._taken.set()
+            if not self._ending:
+                self._some.clear()
+                self._enough.clear()
+            if chunks:
+                self._first = False
+                await self._write(chunks)
+            elif self._ending:
+                return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from pullthrough.cache.base import HIT, BlobReader, FileSlice, Outcome, Piece, Served
 from pullthrough.cache.download import Download, Persistence
@@ -21,6 +21,8 @@ from pullthrough.upstream.base import Source, UpstreamError
 
 if TYPE_CHECKING:
     from hashlib import _Hash
+
+G = TypeVar("G", bound=Growing)
 
 _FAR: Final = 1 << 20
 """Bytes: a range that begins so far ahead of the fill is not made to wait for it."""
@@ -68,8 +70,6 @@ class Blobs:
         """Return a reader of the blob; raises :class:`RegistryError` when there will be none."""
         growing = self._growing.get(digest)
         outcome = Outcome.COLLAPSED
-        if growing is not None and growing.feed.complete:
-            outcome = Outcome.HIT  # all here, only not yet safe on the disk
         if growing is None:
             blob = await self._store.open_blob(digest)
             if blob is not None and blob.verified:
@@ -80,22 +80,24 @@ class Blobs:
                 if blob is not None:
                     blob.file.close()
             elif blob is not None:
-                return await self._verified(repository, digest, blob)
+                growing = self._start(Verification(self._store, digest, blob))
             else:
                 growing, outcome = self._fill(repository, digest), Outcome.MISS
+        growing.repositories.add(repository)
+        if isinstance(growing, Verification):
+            return await self._verified(repository, growing)
+        if growing.feed.complete:
+            outcome = Outcome.HIT  # all here, only not yet safe on the disk
         return await self._reader(repository, growing, outcome)
 
-    async def _verified(
-        self, repository: Repository, digest: Digest, blob: StoredBlob
-    ) -> BlobReader:
+    async def _verified(self, repository: Repository, growing: Verification) -> BlobReader:
         """Serve what somebody else put here; if it is damaged, fetch it instead."""
-        growing = self._start(Verification(self._store, digest, blob))
-        if blob.size <= _VERIFY_FIRST:
+        if growing.size <= _VERIFY_FIRST:
             growing.hold()
             try:
-                await growing.feed.past(blob.size)
+                await growing.feed.past(growing.size)
             except BadUpstream:
-                return await self.open(repository, digest)  # it is set aside: a miss now
+                return await self.open(repository, growing.digest)  # it is set aside: a miss now
             finally:
                 growing.release()
         return await self._reader(repository, growing, Outcome.HIT)
@@ -103,7 +105,7 @@ class Blobs:
     def _fill(self, repository: Repository, digest: Digest) -> Growing:
         return self._start(Fill(self._store, self._source, repository, digest, self._persistence))
 
-    def _start(self, growing: Growing) -> Growing:
+    def _start(self, growing: G) -> G:
         self._growing[growing.digest] = growing
         growing.hold()
 
@@ -132,7 +134,7 @@ class Blobs:
         except Unstored:
             reader.served = Served(Outcome.BYPASS, "unstored")
             try:
-                reader.size, _ = await self.size(repository, growing.digest)
+                reader.size = await self._size_by_get(repository, growing.digest)
             except BaseException:
                 reader.close()
                 raise
@@ -144,6 +146,17 @@ class Blobs:
             if growing.followed and outcome is Outcome.MISS:
                 reader.served = Served(Outcome.COLLAPSED)
         return reader
+
+    async def _size_by_get(self, repository: Repository, digest: Digest) -> int | None:
+        """Return the size that the upstream tells; HEAD may not find what GET does (harbor#22609)."""
+        size = await self._store.named_size(digest)
+        if size is not None:
+            return size
+        try:
+            async with self.download(repository, digest, 0, None, None) as download:
+                return download.size
+        except UpstreamError as error:
+            raise absent(error, BlobUnknown) from error
 
     def download(
         self, repository: Repository, digest: Digest, start: int, end: int | None, size: int | None

@@ -31,6 +31,8 @@ _PASSING: Final = frozenset(
 )
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 15.0
+_LONGEST_REST: Final = 60.0
+"""Seconds: a source that wants to be left alone for longer is not waited for."""
 _RANGE_NOT_SATISFIABLE: Final = 416
 
 
@@ -108,9 +110,12 @@ class Download:
                     yield chunk
             except UpstreamError as error:
                 failures += 1
+                if self._offset == self._stop:
+                    return  # cut after the last byte: all is here
                 if (
                     error.failure not in _PASSING
                     or error.status == _RANGE_NOT_SATISFIABLE
+                    or (error.retry_after or 0) > _LONGEST_REST
                     or failures >= self._persistence.tries
                 ):
                     raise
@@ -135,13 +140,17 @@ class Download:
                 yield chunk
             if self._offset == self._end:
                 return
-        end = self.size if self._end is None else self._end
+        end = self._stop
         if end is not None and self._offset < end:
             # Ended as if it were whole (harbor#23374): a break like any other.
             raise UpstreamError(Failure.CUT, f"ended at byte {self._offset} of {end}")
 
+    @property
+    def _stop(self) -> int | None:
+        return self.size if self._end is None else self._end
+
     def _within(self, chunk: bytes) -> bytes:
-        end = self.size if self._end is None else self._end
+        end = self._stop
         if end is None or self._offset + len(chunk) <= end:
             return chunk
         if self._end is None:

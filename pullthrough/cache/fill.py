@@ -44,6 +44,8 @@ class Growing:
         self.file: BinaryIO | None = None
         self.followed = False
         """Whether it is another process that brings it."""
+        self.repositories: set[Repository] = set()
+        """Through which it is asked for: they are to have it when it is there."""
         self._closing = ExitStack()
         self._holders = 0
 
@@ -67,7 +69,7 @@ class Verification(Growing):
 
     def __init__(self, store: BlobStore, digest: Digest, blob: StoredBlob) -> None:
         super().__init__(digest)
-        self._store, self._size, self.file = store, blob.size, blob.file
+        self._store, self.size, self.file = store, blob.size, blob.file
         self._closing.callback(blob.file.close)
 
     async def run(self) -> None:
@@ -75,7 +77,7 @@ class Verification(Growing):
         loop, hasher, file = asyncio.get_running_loop(), self.digest.hasher(), self.file
         if file is None:  # pragma: no cover - set when made
             raise RuntimeError("no file")
-        self.feed.advance(0, self._size)
+        self.feed.advance(0, self.size)
 
         def progressed(present: int) -> None:
             loop.call_soon_threadsafe(self.feed.advance, present)
@@ -84,9 +86,11 @@ class Verification(Growing):
             read = await self._store.in_thread(
                 lambda: hash_file(file.fileno(), hasher, progressed=progressed)
             )
-            if read == self._size and hasher.hexdigest() == self.digest.hex:
+            if read == self.size and hasher.hexdigest() == self.digest.hex:
                 self.feed.finish(read)
                 await self._store.confirm(self.digest, read)
+                for repository in self.repositories:
+                    await self._store.link_blob(repository, self.digest)
             else:
                 # Set aside first: whoever hears of it may fetch it at once.
                 await self._store.quarantine(self.digest)
@@ -131,20 +135,26 @@ class Fill(Growing):
                 self.feed.fail(Unavailable("the fill was ended; ask again"))
 
     async def _fill(self) -> None:
+        while not await self._fill_or_follow():
+            # Its files were taken away under it: there is nothing to go on from, or all is there.
+            if self.feed.visible:
+                raise UpstreamError(Failure.CUT, "the fill was ended; ask again")
+
+    async def _fill_or_follow(self) -> bool:
+        """Return whether it came to an end."""
         partial = await self._store.open_partial(self.digest)
         self._closing.callback(partial.close)
         self.file = partial.data
         while not partial.acquire():
             if await self._follow(partial):
-                return
+                return True
         try:
-            if partial.named():
-                await self._own(partial)
-            elif not self._ended(partial.progress()):
-                # Its files were taken away under it.
-                self.feed.fail(Unavailable("the fill was ended; ask again"))
+            if not partial.named():
+                return self._ended(partial.progress())
+            await self._own(partial)
         finally:
             partial.release()
+        return True
 
     # -- following another process -----------------------------------------------------------------
 
@@ -160,7 +170,9 @@ class Fill(Growing):
         return False
 
     def _ended(self, progress: Progress) -> bool:
-        if progress.state is State.DONE and progress.size is not None:
+        if progress.state is State.DONE:
+            if progress.size is None:
+                return False
             self.feed.finish(progress.size)
         elif progress.state is State.BROKEN:
             self.feed.fail(_wrong_content(self.digest))
@@ -176,7 +188,7 @@ class Fill(Growing):
             self._closing.callback(stored.file.close)
         if stored is not None and (stored.verified or await self._sound(stored)):
             # Published between the look into the store and the lock.
-            partial.discard(State.DONE)
+            partial.remove()
             self.file = stored.file
             self.feed.finish(stored.size)
             return
@@ -197,7 +209,8 @@ class Fill(Growing):
         partial.record(Progress(size, size, State.DONE))
         try:
             await self._store.publish(partial, self.digest)
-            await self._store.link_blob(self._repository, self.digest)
+            for repository in self.repositories:
+                await self._store.link_blob(repository, self.digest)
             self.feed.finish(size)
             # Only what is safe on the disk counts as verified after a power cut.
             await self._store.secure(partial, self.digest, size)
@@ -206,7 +219,7 @@ class Fill(Growing):
             self.feed.finish(size)
             _log.warning("a blob was not kept", digest=str(self.digest), error=error.strerror)
             if partial.named():
-                partial.discard(State.DONE)
+                partial.remove()
 
     async def _sound(self, stored: StoredBlob) -> bool:
         hasher = self.digest.hasher()
@@ -227,6 +240,8 @@ class Fill(Growing):
         except UpstreamError as error:
             if error.status != _RANGE_NOT_SATISFIABLE or not present:
                 raise
+            if hasher.hexdigest() == self.digest.hex:
+                return present  # all there, only nobody knew its size
             # There is more here than the upstream has.
             hasher, present = _anew(partial, self.digest)
             present = await self._download(partial, hasher, present, size)
@@ -250,13 +265,9 @@ class Fill(Growing):
         ) as download:  # fmt: skip
             partial.record(Progress(download.size, max(0, present - 1)))
             self.feed.advance(present, download.size)
-            behind = WriteBehind(write)
-            try:
+            async with WriteBehind(write) as behind:
                 async for chunk in download.chunks():
                     await behind.put(chunk)
-            finally:
-                # What has come is kept, whatever ended the download.
-                await behind.flush()
         return present
 
 

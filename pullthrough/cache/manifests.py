@@ -195,7 +195,15 @@ class Manifests:
         if moved is not None:
             await self._store.link_manifest(repository, head.digest)
             return _Checked(moved, Outcome.REVALIDATED)
-        return _Checked(await self._fetch(repository, head.digest), Outcome.MISS)
+        try:
+            return _Checked(await self._fetch(repository, head.digest), Outcome.MISS)
+        except UpstreamError as error:
+            if error.failure is not Failure.NOT_FOUND:
+                raise
+            # A replica that is behind, say: it is not the tag that is gone.
+            raise UpstreamError(
+                Failure.INVALID, f"the tag's manifest is missing: {error}"
+            ) from error
 
     async def _remember(self, repository: Repository, tag: Tag, digest: Digest) -> None:
         when = self._freshness.clock()

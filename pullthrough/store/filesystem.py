@@ -206,19 +206,22 @@ class FileStore:
         key = (repository, digest)
         if key in self._linked:
             return
-        self._linked[key] = None
         link = path(repository, digest)
         known = self._layout.repository(repository) / "_manifests"
 
-        def work() -> None:
-            if known.is_dir() and not link.exists():
+        def work() -> bool:
+            if not known.is_dir():
+                return False
+            if not link.exists():
                 # A lost link is written again at the next start: not worth a sync.
                 write_whole(
                     link, str(digest).encode(), temporary=self._layout.temporary, durable=False
                 )
+            return True
 
         try:
-            await self._run(work)
+            if await self._run(work):
+                self._linked[key] = None
         except OSError as error:
             _log.warning("link not written", error=str(error))
 

@@ -142,6 +142,10 @@ class Partial:
     def discard(self, state: State) -> None:
         """Take the files away, leaving word for those who have them open."""
         self.record(Progress(None, 0, state))
+        self.remove()
+
+    def remove(self) -> None:
+        """Take the files away; what the record says stays for those who have them open."""
         self._path.unlink(missing_ok=True)
         _beside(self._path).unlink(missing_ok=True)
 

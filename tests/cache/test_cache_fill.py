@@ -329,6 +329,16 @@ async def test_partial_that_is_too_much(
     assert worker.stored(DIGEST) == CONTENT
 
 
+async def test_partial_longer_than_it_is_named(worker: Worker, source: FakeSource) -> None:
+    """A partial of the right digest is not what a manifest of another size means."""
+    await worker.name(DIGEST, SIZE - 10)
+    worker.leave(DIGEST, CONTENT)
+    with pytest.raises(BadUpstream):
+        await worker.blobs.open(NAME, DIGEST)
+    assert source.ranges == [(0, None)]
+    assert worker.stored(DIGEST) is None
+
+
 async def test_no_such_range_of_nothing(worker: Worker, source: FakeSource) -> None:
     """A 416 for the whole blob is the source's nonsense, and does not go round in circles."""
     source.planned.append(broken(Failure.CUT, status=416))

@@ -20,7 +20,7 @@ from pullthrough.oci.errors import BadUpstream
 from pullthrough.store.partial import Partial, Progress, State
 from pullthrough.upstream.base import Failure
 from tests.cache.conftest import Start
-from tests.cache.scripted import Body, FakeSource, broken, until
+from tests.cache.scripted import NAME, Body, FakeSource, broken, until
 from tests.cache.worker import TRIES, Reading, Worker
 
 CONTENT = random.Random(4).randbytes(300_000)  # noqa: S311 - an example, not a secret
@@ -163,6 +163,16 @@ async def test_owner_gives_up(pair: Pair) -> None:
     assert (await first.failure()).detail == "refused"
     assert await second.whole() == CONTENT
     assert pair.follower.source.ranges == [(HALF, None)]
+
+
+async def test_owner_has_a_slow_reader(pair: Pair) -> None:
+    """A reader that still has the owner's file open keeps nobody from taking over."""
+    first, second = await pair.read()
+    slow = await pair.owner.blobs.open(NAME, DIGEST)
+    await pair.owner.blobs.close()
+    await first.failure()
+    assert await second.whole() == CONTENT
+    slow.close()
 
 
 async def test_owner_has_no_room(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

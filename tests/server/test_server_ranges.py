@@ -48,7 +48,24 @@ HEADERS = st.lists(SPECS, min_size=1, max_size=5).map(lambda specs: "bytes=" + "
 )
 def test_ranges_that_are_served(header: str, expected: list[tuple[int, int]]) -> None:
     """The bytes asked for, in the order asked for, cut at the end of the content."""
-    assert parse(header, SIZE) == tuple(ByteRange(*each) for each in expected)
+    assert [(each.start, each.end) for each in parse(header, SIZE)] == expected
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("bytes=0-", [True]),
+        ("bytes=9999-", [True]),
+        ("bytes=0-9999", [False]),
+        ("bytes=0-10000", [False]),
+        ("bytes=-500", [False]),
+        ("bytes=-10000", [False]),
+        ("bytes=0-1,5-,-1", [False, True, False]),
+    ],
+)
+def test_ranges_without_an_end(header: str, expected: list[bool]) -> None:
+    """Only what names no end is open: not a suffix, and not what reaches the end by its number."""
+    assert [each.open for each in parse(header, SIZE)] == expected
 
 
 @pytest.mark.parametrize(
