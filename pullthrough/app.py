@@ -45,6 +45,8 @@ class Shared:
     """What the workers have in common, made before they are forked."""
 
     layout: Layout
+    new_index: bool
+    """Whether somebody is to rebuild it."""
     breaker: memoryview
     """The breaker's cell: one state of the upstream for all."""
     alive: int
@@ -73,7 +75,7 @@ async def run(config: Config, shared: Shared, worker: Worker, reread: Callable[[
     async with contextlib.AsyncExitStack() as stack:
         store = FileStore(shared.layout)
         stack.push_async_callback(store.close)
-        new_index = await store.open()
+        await store.open()
         source = await stack.enter_async_context(
             RegistryClient(
                 _settings(config.proxy),
@@ -110,7 +112,7 @@ async def run(config: Config, shared: Shared, worker: Worker, reread: Callable[[
                         store.healthy, interval=health.interval, threshold=max(1, health.threshold)
                     )
                 )
-            if new_index and worker.first:
+            if shared.new_index and worker.first:
                 chores.append(store.rebuild_index())
             running = [tasks.create_task(chore) for chore in chores]
             async with (

@@ -58,14 +58,17 @@ def check(config: Path | None) -> None:
 @click.argument("user")
 def htpasswd(user: str) -> None:
     """Print a line for an htpasswd file; the password is asked for, or read from standard input."""
-    if not user or ":" in user or not user.isprintable():
-        raise click.BadParameter("a user name is not empty and has no colon", param_hint="USER")
+    if not user or ":" in user or user.startswith("#") or not user.isprintable():
+        raise click.BadParameter("not a user name that htpasswd can hold", param_hint="USER")
     if sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     else:
-        password = sys.stdin.readline().rstrip("\r\n")
-    if not password:
-        raise click.ClickException("no password")
+        try:
+            password = sys.stdin.buffer.readline().decode().rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise click.ClickException("the password is not UTF-8") from None
+    if not password or "\0" in password:
+        raise click.ClickException("no password, or one that holds NUL")
     if len(password.encode()) > _BCRYPT_LIMIT:
         raise click.ClickException(f"bcrypt reads no more than {_BCRYPT_LIMIT} bytes of a password")
     click.echo(f"{user}:{bcrypt.using(rounds=_COST, ident='2y').hash(password)}")

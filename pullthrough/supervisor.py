@@ -46,8 +46,8 @@ def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
         logs.configure(config.log.level, config.log.formatter, config.log.fields)
         if config.auth is None:
             _log.warning("no auth section: everyone who reaches this port may pull everything")
-        layout, in_use = prepare(config.storage.rootdirectory)
-        stack.callback(os.close, in_use)
+        store = prepare(config.storage.rootdirectory)
+        stack.callback(os.close, store.in_use)
         workers = config.http.workers
         listening = _listen(config.http.addr, workers)
         debug = config.http.debug.addr
@@ -60,7 +60,7 @@ def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
         stack.callback(stop_listening)
         alive, still_here = os.pipe()
         cell = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
-        shared = app.Shared(layout, cell, alive)
+        shared = app.Shared(store.layout, store.new_index, cell, alive)
 
         def reread() -> Loaded:
             return configuration.load(path, environ)
@@ -156,6 +156,9 @@ def _fork(be_worker: Callable[[int], None], number: int) -> int:
         return pid
     code = 1
     try:
+        # Until the worker has handlers of its own, these must not end it.
+        for early in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(early, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         be_worker(number)
         code = 0

@@ -148,7 +148,7 @@ class Blobs:
         return reader
 
     async def _size_by_get(self, repository: Repository, digest: Digest) -> int | None:
-        """Return the size that the upstream tells; HEAD may not find what GET does (harbor#22609)."""
+        """Return the size that the upstream tells, by GET: HEAD may find nothing (harbor#22609)."""
         size = await self._store.named_size(digest)
         if size is not None:
             return size

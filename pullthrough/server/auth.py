@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hmac
 import os
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +39,8 @@ _THREADS: Final = 2
 _FREE_FAILURES: Final = 3
 _LONGEST_DELAY: Final = 3.0  # seconds
 _DEFAULT_COST: Final = 10
-_SLOT = "x" * 53  # the form of a salt and hash that no password has
+_SLOT = "." * 53  # a salt, and the hash of no password
+_BCRYPT: Final = re.compile(rb"\$2[aby]\$\d\d\$[./A-Za-z0-9]{53}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Login:
     """Who asks, as far as Basic credentials say."""
 
     user: str
-    password: bytes
+    password: bytes = field(repr=False)
 
     @classmethod
     def parse(cls, header: str | None) -> Login | None:
@@ -58,8 +59,8 @@ class Login:
         try:
             user, colon, password = base64.b64decode(value, validate=True).partition(b":")
             return cls(user.decode(), password) if colon else None
-        except (binascii.Error, UnicodeDecodeError):
-            return None
+        except ValueError:
+            return None  # not base64, or not UTF-8
 
 
 def read_htpasswd(path: Path) -> Mapping[str, bytes]:
@@ -70,10 +71,10 @@ def read_htpasswd(path: Path) -> Mapping[str, bytes]:
         raise ValueError(f"more than {_FILE_LIMIT} bytes")
     entries = HtpasswdFile.from_string(content)
     users = {user: entries.get_hash(user) for user in entries.users()}
-    for user, stored in users.items():
-        if not stored.startswith((b"$2y$", b"$2b$", b"$2a$")):
-            _log.warning("htpasswd entry ignored: not bcrypt", user=user)
-    return {user: stored for user, stored in users.items() if stored.startswith(b"$2")}
+    for user in [user for user, stored in users.items() if not _BCRYPT.fullmatch(stored)]:
+        _log.warning("htpasswd entry ignored: not bcrypt", user=user)
+        del users[user]
+    return users
 
 
 class Htpasswd:
@@ -173,10 +174,7 @@ class Htpasswd:
 
 
 def _cost(stored: bytes) -> int:
-    try:
-        return int(stored[4:6])
-    except ValueError:
-        return _DEFAULT_COST
+    return int(stored[4:6])
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
+import socket
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +109,7 @@ class Edge:
         headers = CIMultiDict(self._headers)
         headers["X-Request-Id"] = request_id
         exchange = Exchange(request, headers)
-        target = request.raw_path
+        target = routes.origin_form(request.raw_path)
         # A socket for both families shows IPv4 clients in IPv6's clothes.
         address = (request.remote or "").removeprefix("::ffff:")
         label, status = "other", _GONE
@@ -193,6 +195,10 @@ def _loggable(target: str) -> str:
 def _abort(exchange: Exchange) -> None:
     transport = exchange.request.transport
     if exchange.response is not None and transport is not None:
+        # A reset, not an end, which without Content-Length would mean that it is whole.
+        connection = transport.get_extra_info("socket")
+        if connection is not None and not transport.is_closing():
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
 
 

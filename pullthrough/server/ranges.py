@@ -8,7 +8,7 @@ from typing import Final
 
 from pullthrough.oci.errors import RangeInvalid
 
-_SPEC: Final = re.compile(r"(\d{1,18})?-(\d{1,18})?")
+_SPEC: Final = re.compile(r"([0-9]{1,18})?-([0-9]{1,18})?")
 _MOST: Final = 256
 """Ranges in one request; a server may ignore a request for more (RFC 9110, section 14.2)."""
 
@@ -32,7 +32,7 @@ def parse(header: str | None, size: int) -> tuple[ByteRange, ...]:
     Raises :class:`RangeInvalid` where all of them lie outside. A header that is not understood is
     ignored, as RFC 9110 wants it.
     """
-    if not header:
+    if not header or not size:
         return ()
     unit, _, specs = header.partition("=")
     entries = specs.split(",", _MOST)
@@ -54,4 +54,5 @@ def parse(header: str | None, size: int) -> tuple[ByteRange, ...]:
             ranges.append(ByteRange(start, end, open=last is None))
     if not ranges:
         raise RangeInvalid(f"the content has {size} bytes", detail=f"bytes */{size}")
-    return tuple(ranges)
+    # More than there is means overlaps: to send those is to be used for an attack (section 17.15).
+    return tuple(ranges) if sum(each.end - each.start for each in ranges) <= size else ()

@@ -94,6 +94,13 @@ def parse(target: str) -> Route:
     return _remembered(target) if len(target) <= _REMEMBERED_LENGTH else _parse(target)
 
 
+def origin_form(target: str) -> str:
+    """Return path and query of a target that may be a whole URL (RFC 9112, section 3.2.2)."""
+    if target.startswith("/"):
+        return target
+    return "/" + target.partition("://")[2].partition("/")[2]
+
+
 def label_of(target: str) -> str:
     """Return the kind of endpoint that ``target`` names, for logs and metrics."""
     try:

@@ -128,7 +128,9 @@ class ListingStore(Protocol):
 class Store(BlobStore, ManifestStore, ListingStore, Protocol):
     """All of it."""
 
-    locks: Locking
+    @property
+    def locks(self) -> Locking:
+        """The locks between the processes that share it."""
 
 
 def names(manifest: Manifest) -> tuple[Descriptor, ...]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import structlog
 from aiofiles.base import wrap
@@ -22,6 +22,7 @@ from pullthrough.oci import manifest as manifests
 from pullthrough.oci.digest import Digest
 from pullthrough.oci.errors import DigestInvalid, NameInvalid
 from pullthrough.oci.reference import Repository, Tag
+from pullthrough.store import index
 from pullthrough.store.base import StoredBlob, StoredManifest, StoredTag, names
 from pullthrough.store.files import read_bounded, sync_directory, write_whole
 from pullthrough.store.index import Index
@@ -40,12 +41,18 @@ _ABANDONED_AFTER: Final = 7 * 24 * 3600.0
 """Seconds: a partial that nobody went on with for so long is not worth its room."""
 
 
-def prepare(root: Path) -> tuple[Layout, int]:
-    """Make the directories, and sweep what a crash left, before any worker runs.
+class Prepared(NamedTuple):
+    """A directory that is ready to be a store."""
 
-    Returns the layout and a descriptor to keep open for as long as the store is in use: it is what
-    keeps a second server on the same directory from sweeping under the first. Raises OSError.
-    """
+    layout: Layout
+    in_use: int
+    """A descriptor to keep open while it is in use, lest a second server sweep under the first."""
+    new_index: bool
+    """Whether :meth:`FileStore.rebuild_index` is called for."""
+
+
+def prepare(root: Path) -> Prepared:
+    """Make the directories, sweep what a crash left, before any worker runs; raises OSError."""
     layout = Layout(root)
     for directory in (layout.blobs, layout.repositories, layout.partials, layout.temporary):
         directory.mkdir(parents=True, exist_ok=True)
@@ -57,7 +64,7 @@ def prepare(root: Path) -> tuple[Layout, int]:
     else:
         _sweep(layout)
     fcntl.flock(in_use, fcntl.LOCK_SH)
-    return layout, in_use
+    return Prepared(layout, in_use, index.prepare(layout.index))
 
 
 def _sweep(layout: Layout) -> None:
@@ -82,9 +89,9 @@ class FileStore:
         self._linked: LRUCache[tuple[Repository, Digest], None] = LRUCache(_KNOWN_LIMIT)
         self.locks = Locks(layout.locks)
 
-    async def open(self) -> bool:
-        """Open the index; return whether it is new."""
-        return await self._index.open()
+    async def open(self) -> None:
+        """Open the index."""
+        await self._index.open()
 
     async def close(self) -> None:
         """Write what is noted, and let go."""
@@ -293,8 +300,8 @@ class FileStore:
         def work() -> None:
             if read_bounded(current, _LINK_LIMIT) == text:
                 return
-            index = layout.tag_index_link(repository, tag, digest)
-            write_whole(index, text, temporary=layout.temporary, durable=False)
+            history = layout.tag_index_link(repository, tag, digest)
+            write_whole(history, text, temporary=layout.temporary, durable=False)
             write_whole(current, text, temporary=layout.temporary)
 
         await self._run(work)

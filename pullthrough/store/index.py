@@ -46,6 +46,42 @@ CREATE TABLE IF NOT EXISTS listing (   -- tags/list and referrers as last seen
 """
 
 
+def prepare(path: Path) -> bool:
+    """Make or mend the index, before any worker opens it; return whether it wants rebuilding."""
+    try:
+        connection, new = _connect(path)
+    except sqlite3.OperationalError as error:
+        # Locked, or no room: not a reason to throw a good index away.
+        _log.warning("index unavailable", error=str(error))
+        return False
+    except sqlite3.DatabaseError as error:
+        _log.warning("index unreadable, begun anew", error=str(error))
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        return prepare(path)
+    connection.close()
+    return new
+
+
+def _connect(path: Path) -> tuple[sqlite3.Connection, bool]:
+    connection = sqlite3.connect(
+        path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False
+    )
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        # NORMAL: a power cut may lose the last shortcuts, never the file's soundness.
+        connection.execute("PRAGMA synchronous=NORMAL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version not in (0, _VERSION):
+            raise sqlite3.DatabaseError(f"version {version}")  # noqa: TRY301 - closed below
+        connection.executescript(_SCHEMA)
+        connection.execute(f"PRAGMA user_version={_VERSION}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection, version == 0
+
+
 class Index:
     """The index of one store, as one process sees it."""
 
@@ -55,45 +91,15 @@ class Index:
         self._connection: sqlite3.Connection | None = None
         self._used: dict[Digest, float] = {}
 
-    async def open(self) -> bool:
-        """Open or make the index; return whether it is new, and so wants rebuilding."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
+    async def open(self) -> None:
+        """Open the index that :func:`prepare` made."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
 
-    def _open(self) -> bool:
+    def _open(self) -> None:
         try:
-            return self._connect()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                # Locked, or no room: not a reason to throw a good index away.
-                _log.warning("index unavailable", error=str(error))
-                return False
-            _log.warning("index unreadable, begun anew", error=str(error))
-        for suffix in ("", "-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        try:
-            return self._connect()
+            self._connection, _ = _connect(self._path)
         except sqlite3.Error as error:
             _log.warning("index unavailable", error=str(error))
-            return False
-
-    def _connect(self) -> bool:
-        connection = sqlite3.connect(
-            self._path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False
-        )
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            # NORMAL: a power cut may lose the last shortcuts, never the file's soundness.
-            connection.execute("PRAGMA synchronous=NORMAL")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version not in (0, _VERSION):
-                raise sqlite3.DatabaseError(f"version {version}")  # noqa: TRY301 - closed below
-            connection.executescript(_SCHEMA)
-            connection.execute(f"PRAGMA user_version={_VERSION}")
-        except BaseException:
-            connection.close()
-            raise
-        self._connection = connection
-        return bool(version == 0)
 
     async def _call(self, default: T, work: Callable[[sqlite3.Connection], T]) -> T:
         def run() -> T:
@@ -139,6 +145,8 @@ class Index:
 
     async def flush(self) -> None:
         """Write the uses noted since the last time."""
+        if self._connection is None:
+            await self.open()
         used, self._used = self._used, {}
         rows = [(when, str(digest)) for digest, when in used.items()]
         await self._execute("UPDATE blob SET used=? WHERE digest=?", rows)

@@ -101,6 +101,8 @@ class Partial:
         if len(record) < _RECORD.size:
             return Progress()
         size, visible, state = _RECORD.unpack(record)
+        if visible > os.fstat(self.data.fileno()).st_size:
+            return Progress()  # it outlived its data: a crash came between the two
         return Progress(None if size == _UNKNOWN else size, visible, State(state))
 
     def record(self, progress: Progress) -> None:

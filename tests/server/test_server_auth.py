@@ -1,7 +1,5 @@
 """Logins: verified once, remembered under what they were verified against, slowed when wrong."""
 
-# ruff: noqa: ASYNC240 - nothing else runs in these loops that a file could hold up
-
 from __future__ import annotations
 
 import asyncio

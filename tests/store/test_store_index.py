@@ -1,7 +1,5 @@
 """The index: shortcuts that can be lost, and whose failure is never a pull's."""
 
-# ruff: noqa: ASYNC240 - nothing else runs in these loops that a file could hold up
-
 from __future__ import annotations
 
 import asyncio

@@ -231,7 +231,7 @@ def test_truncate_begins_anew(opened: Open) -> None:
     """What the upstream does not have is thrown away, for everybody who has it open."""
     one, other = opened(), opened()
     write(one, CONTENT)
-    one.record(Progress(len(CONTENT), 10))
+    one.record(Progress(len(CONTENT), 0))
     one.truncate()
     assert other.progress() == Progress()
     assert other.data.read() == b""
