@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import yaml
 
+from pullthrough import supervisor
 from tests.conftest import CacheStarter
 from tests.fakes.cache import ROOT, Cache, towards
 from tests.fakes.faults import Fault, Gate, eventually
 from tests.fakes.listener import hold_port
 from tests.fakes.registry import FakeRegistry
 
-TWO: dict[str, Any] = {"http": {"workers": 2}}
+TWO: dict[str, Any] = {"http": {"workers": 2}, "log": {"level": "debug"}}
 
 
 def is_alive(pid: int) -> bool:
@@ -65,7 +66,7 @@ def _temporary(tmp_path: Path) -> Path:
 def pair(start_cache: CacheStarter, temporary: Path) -> Iterator[Cache]:
     """Start a cache of two workers; none of its processes outlives the test."""
     cache = start_cache(TWO, environment={"TMPDIR": str(temporary)})
-    eventually(lambda: len(workers(cache)) == 2, "two workers")
+    eventually(lambda: len(events(cache, "worker ready")) == 2, "two workers")
     seen = cache.pids()
     yield cache
     for pid in {*seen, *cache.pids()} if cache._process is not None else seen:
@@ -131,12 +132,29 @@ def test_sighup_at_the_very_start(registry: FakeRegistry, tmp_path: Path) -> Non
         )
     try:
         eventually(lambda: len(cache.pids()) == 3, "two workers")
-        cache.reload()
-        eventually(cache._is_up, "an answer")
+
+        def ready() -> bool:
+            cache.reload()
+            return len(events(cache, "worker ready")) >= 2
+
+        eventually(ready, "two workers that are ready")
         cache.stop()
         assert events(cache, "worker ended, starting another") == []
     finally:
         cache.close()
+
+
+@pytest.mark.parametrize("early", [signal.SIGHUP, signal.SIGINT])
+def test_signal_before_a_worker_has_handlers(early: signal.Signals) -> None:
+    """From its first moment a worker outlives what only its supervisor is to act on."""
+
+    def be_worker(_: int) -> None:
+        os.kill(os.getpid(), early)
+
+    before = signal.getsignal(early)
+    _, status = os.waitpid(supervisor._fork(be_worker, 0), 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert signal.getsignal(early) is before
 
 
 def test_lost_index_is_rebuilt_by_two_workers(

@@ -32,7 +32,7 @@ async def layout(tmp_path: Path) -> AsyncIterator[Layout]:
     """Prepare a store, and see that nothing of its content is left open at the end."""
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    layout, in_use = prepare(tmp_path / "store")
+    layout, in_use, _ = prepare(tmp_path / "store")
     yield layout
     os.close(in_use)
     gc.collect(1)  # the young ones: all that a test made, in a tenth of the time

@@ -95,6 +95,18 @@ async def test_linked_when_it_is_served(worker: Worker) -> None:
     assert link.read_text() == str(DIGEST)
 
 
+async def test_linked_once_the_repository_is_known(worker: Worker) -> None:
+    """A link that could not be written, in a repository not known yet, is written later."""
+    await worker.read(DIGEST)
+    await until(lambda: not worker.blobs.filling, "the fill ended")
+    (await worker.blobs.open(OTHER, DIGEST)).close()
+    link = worker.layout.layer_link(OTHER, DIGEST)
+    assert not link.exists()
+    await worker.name(Digest.of(b"something else"), 14, OTHER)
+    (await worker.blobs.open(OTHER, DIGEST)).close()
+    assert link.read_text() == str(DIGEST)
+
+
 # -- what somebody else put here -------------------------------------------------------------------
 
 
@@ -128,6 +140,21 @@ async def test_many_at_first_use(worker: Worker, source: FakeSource) -> None:
     assert source.asked == []
 
 
+async def test_linked_when_it_is_verified(worker: Worker) -> None:
+    """What is verified at its first use is linked into every repository that asked for it."""
+    worker.put(DIGEST, CONTENT)
+    for repository in (NAME, OTHER):
+        await worker.name(Digest.of(b"something else"), 14, repository)
+    readers = await asyncio.gather(
+        *(worker.blobs.open(repository, DIGEST) for repository in (NAME, OTHER))
+    )
+    await until(lambda: not worker.blobs.filling, "the verification ended")
+    for repository in (NAME, OTHER):
+        assert worker.layout.layer_link(repository, DIGEST).read_text() == str(DIGEST)
+    for reader in readers:
+        reader.close()
+
+
 @pytest.mark.parametrize("found", [WRONG, CONTENT[:-1], CONTENT + b"!", b""])
 async def test_rotten(worker: Worker, source: FakeSource, found: bytes) -> None:
     """What is not what its name says is set aside before anyone has a byte, and fetched anew."""
@@ -140,6 +167,14 @@ async def test_rotten(worker: Worker, source: FakeSource, found: bytes) -> None:
     assert aside.read_bytes() == found
     await until(lambda: not worker.blobs.filling, "the fill ended")
     assert worker.stored(DIGEST) == CONTENT
+
+
+async def test_rotten_for_all_who_ask(worker: Worker, source: FakeSource) -> None:
+    """Who asks while it is verified is not given rotten content either: one fetch serves all."""
+    worker.put(DIGEST, WRONG)
+    contents = await asyncio.gather(*(worker.read(DIGEST) for _ in range(3)))
+    assert contents == [CONTENT] * 3
+    assert source.ranges == [(0, None)]
 
 
 async def test_rotten_and_nothing_better(worker: Worker, source: FakeSource) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pullthrough.cache.download import Download, Persistence
@@ -127,6 +127,16 @@ async def test_clean_short_end_is_a_break() -> None:
     assert attempt.source.ranges == [(0, None), (100, None)]
 
 
+@pytest.mark.parametrize("known", [True, False])
+async def test_cut_after_the_last_byte(*, known: bool) -> None:
+    """Once all bytes of a known size are here a break is none: there is nothing to ask for."""
+    body = Body([CONTENT, broken(Failure.CUT)], size=None if known else SIZE)
+    attempt = Attempt(body, size=SIZE if known else None)
+    assert await attempt.run() == CONTENT
+    assert attempt.source.ranges == [(0, None)]
+    assert attempt.sleep.slept == []
+
+
 async def test_end_without_a_size() -> None:
     """Where nobody says a size, a clean end is the end."""
     attempt = Attempt(Body([CONTENT[:100]]))
@@ -234,6 +244,18 @@ async def test_retry_after() -> None:
     assert 0.5 <= second <= 1
 
 
+async def test_retry_after_too_long() -> None:
+    """A source that wants to be left alone for more than a minute is not waited for."""
+    attempt = Attempt(
+        Body([CONTENT[:100], broken(Failure.RATE_LIMITED, retry_after=60)], size=SIZE),
+        Body([CONTENT[100:200], broken(Failure.RATE_LIMITED, retry_after=60.1)], size=SIZE),
+    )
+    assert (await attempt.fail()).retry_after == 60.1
+    assert attempt.received == CONTENT[:200]
+    assert attempt.sleep.slept == [60]
+
+
+@settings(deadline=None)
 @given(st.integers(1, 12), st.none() | st.floats(0, 100))
 async def test_pauses(failures: int, at_least: float | None) -> None:
     """Each pause may be twice the one before, up to 15 s; half of it is sure."""
@@ -252,6 +274,7 @@ async def test_pauses_are_not_in_step() -> None:
     assert len(set(sleep.slept)) > 1
 
 
+@settings(deadline=None)
 @given(
     breaks=st.lists(st.tuples(st.integers(1, 400), st.booleans()), max_size=20),
     known=st.booleans(),

@@ -34,6 +34,12 @@ def _nothing_open(worker: Worker) -> bool:
     return not open_files(layout.partials) and not open_files(layout.blobs)
 
 
+async def _let_run() -> None:
+    """Let run what can run, while a thread stands still."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
 async def _assert_goes_on(start: Start) -> None:
     """Assert that the next process has the blob, and asks for no byte that was here."""
     source = FakeSource()
@@ -149,10 +155,21 @@ async def test_ended_in_a_pause(
     await _assert_goes_on(start)
 
 
-@pytest.mark.parametrize("waiting", [[], [CONTENT[HALF : HALF + 10]]], ids=["nothing", "more"])
+@pytest.mark.parametrize(
+    ("chunks", "clean"),
+    [
+        ([CONTENT[:HALF]], False),
+        ([CONTENT[:HALF], CONTENT[HALF : HALF + 10]], False),
+        ([CONTENT[:10], CONTENT[10 : 2 * HALF]], False),  # more than is held: the source waits too
+        ([CONTENT], True),
+        ([CONTENT[: 2 * HALF], CONTENT[2 * HALF :]], True),
+    ],
+    ids=["nothing waits", "some waits", "much waits", "clean end", "clean end and some waits"],
+)
 async def test_ended_while_a_thread_writes(
-    start: Start, source: FakeSource, monkeypatch: pytest.MonkeyPatch, waiting: list[bytes]
-) -> None:
+    start: Start, source: FakeSource, monkeypatch: pytest.MonkeyPatch,
+    chunks: list[bytes], *, clean: bool,
+) -> None:  # fmt: skip
     """A write that has begun is let finish before its file is closed, and all that came is kept."""
     worker = await start()
     writing, go_on = threading.Event(), threading.Event()
@@ -166,17 +183,18 @@ async def test_ended_while_a_thread_writes(
         return append(partial, offset, chunks, hasher)
 
     monkeypatch.setattr(Partial, "append", slowly)
-    source.planned.append(Body([CONTENT[:HALF], *waiting, asyncio.Event()], size=SIZE))
+    ends = () if clean else (asyncio.Event(),)
+    source.planned.append(Body([*chunks, *ends], size=SIZE))
     reading = await worker.reading(DIGEST)
     await until(writing.is_set, "a thread writes")
     await reading.leave()
+    await _let_run()
     closing = asyncio.create_task(worker.blobs.close())
-    for _ in range(10):
-        await asyncio.sleep(0)
+    await _let_run()
     assert not closing.done()
     go_on.set()
     await closing
     assert not any(closed)
-    assert worker.partial(DIGEST) == CONTENT[: HALF + sum(map(len, waiting))]
+    assert worker.partial(DIGEST) == b"".join(chunks)
     assert _nothing_open(worker)
     await _assert_goes_on(start)

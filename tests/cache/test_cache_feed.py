@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pullthrough.cache.feed import Feed, Unstored
@@ -19,6 +19,7 @@ async def _waiting(*tasks: asyncio.Task[object]) -> bool:
     return not any(task.done() for task in tasks)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1000)))
 def test_the_last_byte_is_held_back(presents: list[int]) -> None:
     """However it advances, the last byte that is there is not visible until it is finished."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,7 @@ from pullthrough.oci.errors import BadUpstream, BlobUnknown, RegistryError
 from pullthrough.store.partial import Partial
 from pullthrough.upstream.base import Failure
 from tests.cache.conftest import Start
-from tests.cache.scripted import NAME, Body, FakeSource, body_of, broken, until
+from tests.cache.scripted import NAME, OTHER, Body, FakeSource, body_of, broken, until
 from tests.cache.worker import TRIES, Reading, Worker
 
 CONTENT = random.Random(1).randbytes(2_500_000)  # noqa: S311 - an example, not a secret
@@ -98,6 +101,31 @@ async def test_readers_read_as_it_grows(worker: Worker, source: FakeSource) -> N
     assert await late.whole() == CONTENT[7:]
 
 
+async def test_what_came_while_a_thread_wrote(
+    worker: Worker, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that came during a write are given out after it: they do not wait for the next ones."""
+    append, writing, go_on = Partial.append, threading.Event(), threading.Event()
+
+    def slowly(partial: Partial, offset: int, chunks: Sequence[bytes], hasher: Any) -> int:
+        writing.set()
+        assert go_on.wait(60)
+        return append(partial, offset, chunks, hasher)
+
+    monkeypatch.setattr(Partial, "append", slowly)
+    more, rest = asyncio.Event(), asyncio.Event()
+    body = Body([CONTENT[:1000], more, CONTENT[1000:2000], rest, CONTENT[2000:]], size=SIZE)
+    source.planned.append(body)
+    reading = await worker.reading(DIGEST)
+    await until(writing.is_set, "a thread writes")
+    more.set()
+    await until(lambda: len(body._steps) == 1, "more has come")
+    go_on.set()
+    await until(lambda: len(reading.received) == 1999, "all that has come")
+    rest.set()
+    assert await reading.whole() == CONTENT
+
+
 @pytest.mark.parametrize("sizes", [True, False])
 async def test_last_byte_is_held_back(worker: Worker, source: FakeSource, *, sizes: bool) -> None:
     """Until the digest is known to be right nobody has the last byte, though it is there."""
@@ -151,6 +179,20 @@ async def test_linked_into_its_repository(worker: Worker) -> None:
     assert await worker.read(DIGEST) == CONTENT
     await worker.blobs.close()
     assert worker.layout.layer_link(NAME, DIGEST).read_text() == str(DIGEST)
+
+
+async def test_linked_into_every_repository(worker: Worker, source: FakeSource) -> None:
+    """It belongs to whichever repositories it was asked for in while it came."""
+    for repository in (NAME, OTHER):
+        await worker.name(DIGEST, SIZE, repository)
+    stop = _halting(source)
+    readers = [await worker.blobs.open(repository, DIGEST) for repository in (NAME, OTHER)]
+    stop.set()
+    await until(lambda: not worker.blobs.filling, "the fill ended")
+    for repository in (NAME, OTHER):
+        assert worker.layout.layer_link(repository, DIGEST).read_text() == str(DIGEST)
+    for reader in readers:
+        reader.close()
 
 
 # -- wrong content ---------------------------------------------------------------------------------
@@ -312,6 +354,16 @@ async def test_partial_that_is_whole(worker: Worker, source: FakeSource) -> None
     worker.leave(DIGEST, CONTENT)
     assert await worker.read(DIGEST) == CONTENT
     assert source.asked == []
+    assert worker.stored(DIGEST) == CONTENT
+
+
+async def test_partial_that_is_whole_and_of_unknown_size(
+    worker: Worker, source: FakeSource
+) -> None:
+    """The same where only the source can say that there is no more (416): it is not sent again."""
+    worker.leave(DIGEST, CONTENT)
+    assert await worker.read(DIGEST) == CONTENT
+    assert source.ranges == [(SIZE, None)]
     assert worker.stored(DIGEST) == CONTENT
 
 

@@ -87,6 +87,33 @@ def _pieces(content: bytes) -> list[bytes]:
     return [content[at : at + 64 * 1024] for at in range(0, len(content), 64 * 1024)]
 
 
+async def test_chunk_that_fits_after_one_that_did_not(
+    worker: Worker, source: FakeSource, room: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failed write nothing more is written: it would stand in the wrong place."""
+    room(150_000)
+    go_on, failed = asyncio.Event(), asyncio.Event()
+    in_thread = worker.store.in_thread
+
+    async def telling(work: Callable[[], int]) -> int:
+        try:
+            return await in_thread(work)
+        except OSError:
+            failed.set()
+            raise
+
+    monkeypatch.setattr(worker.store, "in_thread", telling)
+    first, second = CONTENT[:100_000], CONTENT[100_000:200_000]
+    small, rest = CONTENT[200_000:210_000], CONTENT[210_000:]
+    source.planned.append(Body([first, go_on, second, failed, small, rest], size=SIZE))
+    whole = await worker.reading(DIGEST)
+    ranged = await worker.reading(DIGEST, 100, SIZE - 100)
+    await until(lambda: len(whole.received) == len(first) - 1, "the first chunk")
+    go_on.set()
+    assert await ranged.whole() == CONTENT[100:-100]
+    assert await whole.whole() == CONTENT
+
+
 @pytest.mark.parametrize("left", ROOMS)
 async def test_wrong_content_unstored(
     worker: Worker, source: FakeSource, room: Fill, left: int
@@ -123,7 +150,31 @@ async def test_no_room_to_begin(
     assert await reading.whole() == CONTENT
     assert reading.reader.size == SIZE
     assert reading.served == Served(Outcome.BYPASS, "unstored")
+    assert source.ranges == [(0, None), (0, None)]  # the first one only tells the size
+
+
+async def test_no_room_to_begin_and_the_size_is_named(
+    worker: Worker, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A size that a cached manifest names is not asked for."""
+    await worker.name(DIGEST, SIZE)
+    monkeypatch.setattr(worker.store, "open_partial", _no_room_async)
+    reading = await worker.reading(DIGEST)
+    assert (await reading.whole(), reading.reader.size) == (CONTENT, SIZE)
     assert source.ranges == [(0, None)]
+
+
+async def test_no_room_to_begin_and_no_head(
+    worker: Worker, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source whose HEAD does not find what its GET does (harbor#22609) is no harm."""
+    monkeypatch.setattr(worker.store, "open_partial", _no_room_async)
+
+    async def not_found(*_: object) -> int:
+        raise broken(Failure.NOT_FOUND)
+
+    monkeypatch.setattr(source, "head_blob", not_found)
+    assert await worker.read(DIGEST) == CONTENT
 
 
 async def test_no_room_to_begin_and_nothing_there(

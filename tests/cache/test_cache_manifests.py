@@ -527,6 +527,16 @@ async def test_gone_and_the_disk_does_not_let_it(
     assert [entry["event"] for entry in log.entries] == ["a tag was not removed"]
 
 
+async def test_moved_to_what_is_not_found(cached: Bench) -> None:
+    """A 404 for the manifest that a tag moved to, a replica being behind, is not the tag's."""
+    cached.offer(V2)
+    cached.source.manifests.clear()
+    assert await cached.pull() == (D1, OCI_MANIFEST, V1, Served(Outcome.STALE, "invalid"))
+    assert await cached.store.read_tag(NAME, TAG) is not None
+    cached.offer(V2)
+    assert (await cached.pull()).content == V2
+
+
 async def test_late_404(cached: Bench) -> None:
     """A 404 after the deadline is that of a service on its way up or down: it is not believed."""
     cached.configured(deadline=1.5)

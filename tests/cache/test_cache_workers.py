@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -225,18 +225,64 @@ async def test_put_there_between_the_look_and_the_lock(
     assert (worker.stored(DIGEST), worker.partials()) == (CONTENT, [])
 
 
-async def test_files_taken_away(start: Start, source: FakeSource) -> None:
-    """A fill whose files are taken away while it waits for the lock ends; the next one is well."""
-    source.add(CONTENT)
-    worker = await start()
-    owner = Partial.open(worker.layout, DIGEST)
+async def test_files_taken_away(pair: Pair) -> None:
+    """A follower whose files are taken away before it had a byte of them begins anew."""
+    owner = Partial.open(pair.owner.layout, DIGEST)
     assert owner.acquire()
     owner.record(Progress(SIZE, 0))
-    reading = await worker.reading(DIGEST)
-    worker.layout.partial(DIGEST).unlink()
+    reading = await pair.follower.reading(DIGEST)
+    pair.owner.layout.partial(DIGEST).unlink()
     owner.close()
-    assert (await reading.failure()).status == 503
-    assert await worker.read(DIGEST) == CONTENT
+    assert await reading.whole() == CONTENT
+    assert pair.follower.stored(DIGEST) == CONTENT
+
+
+async def test_files_taken_away_in_the_middle(pair: Pair) -> None:
+    """One whose readers have some of it already ends; the next fill is well."""
+    owner = Partial.open(pair.owner.layout, DIGEST)
+    assert owner.acquire()
+    owner.append(0, [CONTENT[:HALF]], DIGEST.hasher())
+    owner.record(Progress(SIZE, HALF - 1))
+    reading = await pair.follower.reading(DIGEST)
+    await until(lambda: len(reading.received) == HALF - 1, "as far as the owner")
+    pair.owner.layout.partial(DIGEST).unlink()
+    owner.close()
+    assert "ask again" in str(await reading.failure())
+    assert await pair.follower.read(DIGEST) == CONTENT
+
+
+@pytest.mark.parametrize(
+    "end", [Partial.remove, lambda owner: owner.discard(State.DONE)], ids=["no word", "done"]
+)
+async def test_owner_found_it_published(pair: Pair, end: Callable[[Partial], None]) -> None:
+    """A follower of a fill that found the blob published already has it from there."""
+    worker = pair.follower
+    owner = Partial.open(worker.layout, DIGEST)
+    assert owner.acquire()
+    following = asyncio.create_task(worker.read(DIGEST))
+    await until(
+        lambda: any(growing.followed for growing in worker.blobs._growing.values()), "it follows"
+    )
+    await pair.owner.store.confirm(DIGEST, SIZE)
+    worker.put(DIGEST, CONTENT)
+    end(owner)
+    owner.close()
+    assert await following == CONTENT
+    assert worker.source.asked == []
+
+
+async def test_owner_cannot_publish(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only the name cannot be given, the follower's readers too have the verified bytes."""
+
+    async def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    first, second = await pair.read()
+    monkeypatch.setattr(pair.owner.store, "publish", no_room)
+    pair.stop.set()
+    assert await first.whole() == await second.whole() == CONTENT
+    assert pair.follower.source.asked == []
+    assert (pair.owner.stored(DIGEST), pair.owner.partials()) == (None, [])
 
 
 async def test_end_is_told(pair: Pair) -> None:

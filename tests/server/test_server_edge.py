@@ -122,6 +122,30 @@ async def test_refused_targets(wire: Wire, target: str, status: int) -> None:
     assert reply.headers["Cache-Status"].startswith("pullthrough; fwd=")
 
 
+@pytest.mark.parametrize("origin", ["http://cache", "https://cache:5000", "HTTP://127.0.0.1:1"])
+async def test_absolute_targets(wire: Wire, origin: str) -> None:
+    """A target that is a whole URL is its path's (RFC 9112, 3.2.2), and is written down as that."""
+    reply = await wire.ask("GET", origin + BLOB_PATH + "?ns=docker.io")
+    assert (reply.status, reply.body) == (200, BLOB)
+    (line,) = wire.recorded.lines
+    assert (line.path, line.route) == (BLOB_PATH, "blob")
+    assert (await wire.ask("GET", origin)).status == 404
+
+
+async def test_overlapping_ranges_get_the_whole(wire: Wire) -> None:
+    """Many times the same range costs no more than the blob once."""
+    reply = await wire.ask("GET", BLOB_PATH, "Range: bytes=" + ",".join(["0-"] * 100))
+    assert (reply.status, reply.body) == (200, BLOB)
+    assert "Content-Range" not in reply.headers
+
+
+async def test_range_of_an_empty_blob(wire: Wire) -> None:
+    """Who resumes at the end of nothing is told that it has all."""
+    wire.stub.reader = Reader(0, [])
+    reply = await wire.ask("GET", BLOB_PATH, "Range: bytes=0-")
+    assert (reply.status, reply.body, reply.headers["Content-Length"]) == (200, b"", "0")
+
+
 async def test_unready_is_503(wire: Wire) -> None:
     """A drain takes the worker out of service, and does not stop it being alive."""
     wire.readiness.draining = True
@@ -165,7 +189,19 @@ async def test_upload_is_not_read(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["/v2/", "/v2", "/", "/nonsense", MANIFEST_PATH, "/livez/", "/v2/UPPER/manifests/x"]
+    "target",
+    [
+        "/v2/",
+        "/v2",
+        "/",
+        "/nonsense",
+        MANIFEST_PATH,
+        "/livez/",
+        "/v2/UPPER/manifests/x",
+        "http://cache/v2/",
+        "http://livez",
+        "http://cache/v2/?://x/livez",
+    ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
 async def test_nothing_without_a_login(guarded: Wire, method: str, target: str) -> None:
@@ -274,7 +310,7 @@ async def test_answer_that_breaks_off(
     reader = wire.stub.reader = Reader(size, [BLOB], error, served=MISS)
     reply = await wire.ask("GET", BLOB_PATH, version=version)
     assert reply.status == 200
-    assert not reply.whole
+    assert (reply.ending, reply.whole) == ("reset", False)
     assert b"errors" not in reply.body
     (line,) = wire.recorded.lines
     assert (line.status, line.bytes_sent) == (status, len(BLOB))

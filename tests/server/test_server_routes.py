@@ -22,6 +22,7 @@ from pullthrough.server.routes import (
     Route,
     TagsRoute,
     is_public,
+    origin_form,
     parse,
 )
 
@@ -186,6 +187,28 @@ def test_encoded_twice_is_not_decoded_twice() -> None:
 def test_only_health_is_public(target: str, *, public: bool) -> None:
     """What is answered without a login is those two, spelt in no other way."""
     assert is_public(target) is public
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/v2/", "/v2/"),
+        ("/v2/a/tags/list?last=x://y/z", "/v2/a/tags/list?last=x://y/z"),
+        ("//cache/livez", "//cache/livez"),
+        ("http://cache/v2/a?n=1", "/v2/a?n=1"),
+        ("https://node:pw@[::1]:5000/livez", "/livez"),
+        ("http://cache", "/"),
+        ("http://cache/", "/"),
+        ("http://cache//v2/", "//v2/"),
+        ("http://cache/v2/?u=http://other/livez", "/v2/?u=http://other/livez"),
+        ("*", "/"),
+        ("cache:443", "/"),
+        ("", "/"),
+    ],
+)
+def test_origin_form(target: str, expected: str) -> None:
+    """Of a whole URL path and query are left, and nothing of a login in it (RFC 9112, 3.2.2)."""
+    assert origin_form(target) == expected
 
 
 @pytest.mark.parametrize("size", [400, 5_000, 500_000])

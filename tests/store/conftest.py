@@ -17,9 +17,9 @@ from pullthrough.store.layout import Layout
 @pytest.fixture
 def layout(tmp_path: Path) -> Iterator[Layout]:
     """Prepare a store's directory."""
-    made, in_use = prepare(tmp_path / "root")
-    yield made
-    os.close(in_use)
+    prepared = prepare(tmp_path / "root")
+    yield prepared.layout
+    os.close(prepared.in_use)
 
 
 @pytest.fixture

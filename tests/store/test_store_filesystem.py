@@ -76,16 +76,17 @@ def under(directory: Path) -> dict[str, bytes]:
 
 def sweep(root: Path) -> None:
     """Start a server on ``root``, and end it."""
-    _, in_use = prepare(root)
-    os.close(in_use)
+    os.close(prepare(root).in_use)
 
 
 def test_start_on_nothing(tmp_path: Path) -> None:
     """All directories are made, those above the root too."""
-    layout, in_use = prepare(tmp_path / "a" / "b")
-    os.close(in_use)
+    prepared = prepare(tmp_path / "a" / "b")
+    os.close(prepared.in_use)
+    layout = prepared.layout
     for directory in (layout.blobs, layout.repositories, layout.partials, layout.temporary):
         assert directory.is_dir()
+    assert layout.index.is_file()
 
 
 def test_start_where_nothing_can_be_made(tmp_path: Path) -> None:
@@ -148,9 +149,9 @@ def test_abandoned_partial_is_swept(left: Layout, age: float, *, kept: bool) -> 
 
 def test_second_server_does_not_sweep_under_the_first(left: Layout, log: LogCapture) -> None:
     """While one server uses the directory another one may start there, and takes nothing away."""
-    _, first = prepare(left.root)
+    first = prepare(left.root).in_use
     (left.temporary / "on its way").write_bytes(b"half")
-    _, second = prepare(left.root)
+    second = prepare(left.root).in_use
     assert (left.temporary / "on its way").exists()
     assert any("not swept" in entry["event"] for entry in log.entries)
     os.close(first)
@@ -448,10 +449,14 @@ async def test_workers_share_what_is_verified(layout: Layout, files: FileStore) 
 
 async def test_files_do_without_an_index(layout: Layout, log: LogCapture) -> None:
     """With no index at all everything is served; only what it knew is not known."""
+    layout.index.unlink()
     layout.index.mkdir()
     (layout.index / "in the way").touch()
+    prepared = prepare(layout.root)
+    os.close(prepared.in_use)
+    assert not prepared.new_index
     store = FileStore(layout)
-    assert not await store.open()
+    await store.open()
     manifest = stored(image().top)
     await put(store, CONTENT, DIGEST)
     await store.write_manifest(NAME, manifest)
@@ -466,7 +471,29 @@ async def test_files_do_without_an_index(layout: Layout, log: LogCapture) -> Non
     assert await store.read_listing(NAME, "tags") is None
     await store.flush()
     await store.close()
-    assert {entry["log_level"] for entry in log.entries} == {"warning"}
+    warned = [entry for entry in log.entries if "not swept" not in entry["event"]]
+    assert {entry["log_level"] for entry in warned} == {"warning"}
+
+
+def test_new_index_is_told_once(tmp_path: Path) -> None:
+    """The first start is told that sizes are to be read from the files, a later one is not."""
+    for new in (True, False, False):
+        prepared = prepare(tmp_path)
+        os.close(prepared.in_use)
+        assert prepared.new_index is new
+
+
+async def test_workers_find_the_index_made(layout: Layout, log: LogCapture) -> None:
+    """Workers that open a new one at the same time find it made: none waits, makes or mends it."""
+    workers = [FileStore(layout) for _ in range(4)]
+    await asyncio.gather(*(worker.open() for worker in workers))
+    for number, worker in enumerate(workers):
+        await worker.write_listing(NAME, f"from {number}", b"[]")
+    for worker in workers:
+        for number in range(len(workers)):
+            assert await worker.read_listing(NAME, f"from {number}") is not None
+    await asyncio.gather(*(worker.close() for worker in workers))
+    assert log.entries == []
 
 
 async def test_reading_counts_as_a_use(layout: Layout, files: FileStore) -> None:

@@ -16,7 +16,7 @@ from pullthrough.oci.digest import Digest
 from pullthrough.oci.manifest import Descriptor
 from pullthrough.oci.reference import Tag
 from pullthrough.store import index as index_module
-from pullthrough.store.index import Index
+from pullthrough.store.index import Index, prepare
 from tests.store.kit import DIGEST, NAME, OTHER, SHA512, TAG
 
 
@@ -32,6 +32,7 @@ Open = Callable[[], Awaitable[Index]]
 async def opened(path: Path) -> AsyncIterator[Open]:
     """Open the index, as often as wanted, as each worker does."""
     made: list[Index] = []
+    prepare(path)
 
     async def open_one() -> Index:
         made.append(Index(path))
@@ -77,11 +78,14 @@ async def assert_nothing_known(index: Index) -> None:
 
 
 async def test_new_index_says_so_once(path: Path) -> None:
-    """A fresh one wants rebuilding, the same one opened again does not."""
-    for new in (True, False):
-        index = Index(path)
-        assert await index.open() is new
-        await index.close()
+    """A fresh one wants rebuilding, the same one does not: not at once, not after its use."""
+    assert prepare(path)
+    assert not prepare(path)
+    index = Index(path)
+    await index.open()
+    assert not prepare(path)
+    await index.close()
+    assert not prepare(path)
 
 
 async def test_what_is_put_is_there_for_all(opened: Open) -> None:
@@ -207,8 +211,9 @@ async def test_lost_index_is_begun_anew(path: Path, how: str, log: LogCapture) -
             path.unlink()
             rows(path, "CREATE TABLE blob (something TEXT)")
             rows(path, "PRAGMA user_version=77")
+    assert prepare(path)
     again = Index(path)
-    assert await again.open()
+    await again.open()
     await assert_nothing_known(again)
     await fill(again)
     await assert_all_there(again)
@@ -231,24 +236,50 @@ async def assert_useless_and_harmless(index: Index) -> None:
 
 async def test_directory_that_cannot_be_written(log: LogCapture) -> None:
     """Without a place for it there is no index; whatever is asked is not known."""
-    index = Index(Path("/proc/index.sqlite"))  # where nobody, root neither, can make a file
-    assert not await index.open()
+    path = Path("/proc/index.sqlite")  # where nobody, root neither, can make a file
+    assert not prepare(path)
     assert [entry["event"] for entry in log.entries] == ["index unavailable"]
+    index = Index(path)
+    await index.open()
     await assert_useless_and_harmless(index)
+    assert {entry["event"] for entry in log.entries} == {"index unavailable"}
+
+
+async def test_connection_that_failed_at_first(tmp_path: Path, log: LogCapture) -> None:
+    """A worker that started on a full or busy disk has its index once a flush finds it well."""
+    path = tmp_path / "not yet" / "index.sqlite"
+    index = Index(path)
+    await index.open()
+    await index.flush()
+    await assert_nothing_known(index)
+    path.parent.mkdir()
+    assert prepare(path)
+    index.touch(DIGEST)
+    await index.flush()
+    await fill(index)
+    await assert_all_there(index)
+    await index.close()
+    assert [entry["event"] for entry in log.entries] == ["index unavailable"] * 2
 
 
 async def test_directory_in_its_place(path: Path) -> None:
     """Something that cannot be removed where the index should be does not stop the start."""
     path.mkdir()
     (path / "file").touch()
+    assert not prepare(path)
     index = Index(path)
-    assert not await index.open()
+    await index.open()
     await assert_useless_and_harmless(index)
+    assert (path / "file").exists()
 
 
-async def test_index_never_opened(path: Path) -> None:
+async def test_index_not_yet_open(path: Path) -> None:
     """Asked before it is open, it knows nothing."""
-    await assert_useless_and_harmless(Index(path))
+    prepare(path)
+    index = Index(path)
+    await fill(index)
+    await assert_nothing_known(index)
+    await index.close()
 
 
 async def test_disk_that_turned_read_only(opened: Open, log: LogCapture) -> None:
@@ -311,14 +342,16 @@ async def test_locked_at_the_start(path: Path, log: LogCapture) -> None:
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("PRAGMA locking_mode=EXCLUSIVE")
     holder.execute("BEGIN EXCLUSIVE")
+    assert not prepare(path)
     locked = Index(path)
-    assert not await locked.open()
+    await locked.open()
     await assert_useless_and_harmless(locked)
     holder.execute("ROLLBACK")
     holder.close()
-    assert [entry["event"] for entry in log.entries] == ["index unavailable"]
+    assert {entry["event"] for entry in log.entries} == {"index unavailable"}
+    assert not prepare(path)
     again = Index(path)
-    assert not await again.open()
+    await again.open()
     await assert_all_there(again)
     await again.close()
 

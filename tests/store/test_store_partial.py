@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pullthrough.oci.digest import Digest
@@ -128,6 +128,7 @@ def test_new_one_knows_nothing(opened: Open) -> None:
     assert opened().progress() == Progress(None, 0, State.FILLING)
 
 
+@settings(deadline=None)
 @given(st.none() | SIZES, SIZES, st.sampled_from(State))
 def test_record_comes_back(
     tmp_path_factory: pytest.TempPathFactory, size: int | None, visible: int, state: State

@@ -63,11 +63,15 @@ class Bench:
     clock: Clock = field(default_factory=Clock)
     observer: Recorder = field(default_factory=Recorder)
     breaker: Breaker = field(default_factory=Breaker)
+    watch: asyncio.Event = field(default_factory=asyncio.Event)
     slept: list[float] = field(default_factory=list)
 
     async def sleep(self, seconds: float) -> None:
-        """Note how long, and let others run for a moment."""
-        if seconds != 0.5:  # what the watch of the breaker always does
+        """Note how long, and let others run for a moment; the breaker's watch waits to be let go."""
+        task = asyncio.current_task()
+        if task is not None and task.get_name().startswith("watch "):
+            await self.watch.wait()
+        else:
             self.slept.append(seconds)
         await asyncio.sleep(0.005)
 

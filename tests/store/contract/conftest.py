@@ -19,14 +19,14 @@ Open = Callable[[Path], AbstractAsyncContextManager[Store]]
 
 @asynccontextmanager
 async def _on_local_disk(place: Path) -> AsyncIterator[Store]:
-    layout, in_use = prepare(place)
-    store = FileStore(layout)
+    prepared = prepare(place)
+    store = FileStore(prepared.layout)
     await store.open()
     try:
         yield store
     finally:
         await store.close()
-        os.close(in_use)
+        os.close(prepared.in_use)
 
 
 IMPLEMENTATIONS: Final[dict[str, Open]] = {"local disk": _on_local_disk}
