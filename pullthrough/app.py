@@ -61,6 +61,8 @@ class Worker:
     debug_sockets: tuple[socket.socket, ...]
     first: bool
     """Whether it is the one that does what is to be done once."""
+    reloaded: bool
+    """Whether it takes the place of one that had reloaded."""
 
 
 async def run(config: Config, shared: Shared, worker: Worker, reread: Callable[[], Loaded]) -> None:
@@ -102,6 +104,9 @@ async def run(config: Config, shared: Shared, worker: Worker, reread: Callable[[
         )  # fmt: skip
         edge = Edge(parts, _Recorder(config), config.http.headers)
         loop.add_signal_handler(signal.SIGHUP, lambda: _reload(reread, source, htpasswd))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGINT})
+        if worker.reloaded:
+            _reload(reread, source, htpasswd)
         refresh = metrics.watch(lambda: source.up, lambda: blobs.filling)
         async with asyncio.TaskGroup() as tasks:
             chores = [_every(_FLUSH_EVERY, store.flush), _refreshing(refresh)]

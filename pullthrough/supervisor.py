@@ -65,14 +65,17 @@ def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
         def reread() -> Loaded:
             return configuration.load(path, environ)
 
-        def be_worker(number: int) -> None:
+        def be_worker(number: int, reloaded: bool) -> None:
             os.close(still_here)
             for other, each in enumerate(listening):
                 if other != number:
                     each.close()
             setproctitle.setproctitle(f"pullthrough: worker {number}")
             worker = app.Worker(
-                (listening[number],), tuple(debugging[number : number + 1]), first=number == 0
+                (listening[number],),
+                tuple(debugging[number : number + 1]),
+                first=number == 0,
+                reloaded=reloaded,
             )
             app.work(config, shared, worker, reread)
 
@@ -107,7 +110,7 @@ def _listen(address: Address, count: int) -> list[socket.socket]:
 
 def _keep_running(
     size: int,
-    be_worker: Callable[[int], None],
+    be_worker: Callable[[int, bool], None],
     *,
     forget: Callable[[int], None],
     stopping: Callable[[], None],
@@ -119,11 +122,12 @@ def _keep_running(
     running: dict[int, int] = {}
     due = dict.fromkeys(range(size), 0.0)
     deadline: float | None = None
+    reloaded = False
     while running or deadline is None:
         now = time.monotonic()
         for number in [number for number, when in due.items() if when <= now]:
             del due[number]
-            running[_fork(be_worker, number)] = number
+            running[_fork(be_worker, number, reloaded=reloaded)] = number
         ends = [deadline] if deadline is not None else list(due.values())
         received = signal.sigtimedwait(_SIGNALS, max(0.0, min(ends, default=now + 3600) - now))
         number = 0 if received is None else received.si_signo
@@ -134,6 +138,7 @@ def _keep_running(
             stopping()
             _tell(running, signal.SIGTERM)
         elif number == signal.SIGHUP:
+            reloaded = True
             _tell(running, signal.SIGHUP)
         elif deadline is not None and time.monotonic() >= deadline:
             _log.error("workers did not end in time", count=len(running))
@@ -148,7 +153,7 @@ def _keep_running(
     return 0
 
 
-def _fork(be_worker: Callable[[int], None], number: int) -> int:
+def _fork(be_worker: Callable[[int, bool], None], number: int, *, reloaded: bool) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -156,11 +161,9 @@ def _fork(be_worker: Callable[[int], None], number: int) -> int:
         return pid
     code = 1
     try:
-        # Until the worker has handlers of its own, these must not end it.
-        for early in (signal.SIGHUP, signal.SIGINT):
-            signal.signal(early, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        be_worker(number)
+        # SIGHUP and SIGINT wait until the worker has handlers of its own: see app.run.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGCHLD})
+        be_worker(number, reloaded)
         code = 0
     except Exception:  # noqa: BLE001 - the process ends here, whatever it was
         _log.exception("worker failed", worker=number)

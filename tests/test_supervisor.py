@@ -146,15 +146,28 @@ def test_sighup_at_the_very_start(registry: FakeRegistry, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("early", [signal.SIGHUP, signal.SIGINT])
 def test_signal_before_a_worker_has_handlers(early: signal.Signals) -> None:
-    """From its first moment a worker outlives what only its supervisor is to act on."""
+    """In a worker's first moment a signal neither ends it nor is lost: it waits for the handlers."""
 
-    def be_worker(_: int) -> None:
+    def be_worker(_: int, reloaded: bool) -> None:
+        assert reloaded
         os.kill(os.getpid(), early)
+        assert early in signal.sigpending()
 
-    before = signal.getsignal(early)
-    _, status = os.waitpid(supervisor._fork(be_worker, 0), 0)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, supervisor._SIGNALS)
+    try:
+        _, status = os.waitpid(supervisor._fork(be_worker, 0, reloaded=True), 0)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert os.waitstatus_to_exitcode(status) == 0
-    assert signal.getsignal(early) is before
+
+
+def test_replaced_worker_has_what_was_reloaded(pair: Cache) -> None:
+    """A worker that takes another's place takes up what the others took up at SIGHUP."""
+    pair.reload()
+    eventually(lambda: len(events(pair, "reloaded")) == 2, "two reloads")
+    os.kill(workers(pair)[0], signal.SIGKILL)
+    eventually(lambda: len(events(pair, "reloaded")) == 3, "the new one's reload")
+    pair.stop()
 
 
 def test_lost_index_is_rebuilt_by_two_workers(

@@ -52,8 +52,7 @@ def _info(_: Any, __: str, event: EventDict) -> EventDict:
 
 def _processors(formatter: Formatter, fields: Mapping[str, str]) -> list[Processor]:
     def add_fields(_: Any, __: str, event: EventDict) -> EventDict:
-        event.update(fields)
-        return event
+        return {**fields, **event}  # what a line says of itself is not to be overridden
 
     stamp = "@timestamp" if formatter == "logstash" else "time"
     common: list[Processor] = [

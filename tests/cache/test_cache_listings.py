@@ -95,7 +95,12 @@ async def test_maxage(bench: Bench) -> None:
 
 async def test_questions_collapse(bench: Bench) -> None:
     """Many who ask at once cost one question; lists of other repositories are others."""
-    answers = await asyncio.gather(*(bench.tags() for _ in range(5)), bench.tags(OTHER))
+    bench.source.gate = asyncio.Event()
+    asking = asyncio.gather(*(bench.tags() for _ in range(5)), bench.tags(OTHER))
+    # The index has one thread: when the last one has come past it, all have.
+    await until(lambda: len(bench.source.asked) == 2, "both lists were asked for")
+    bench.source.gate.set()
+    answers = await asking
     outcomes = Counter(served.outcome for _, served in answers)
     assert outcomes == {Outcome.MISS: 2, Outcome.COLLAPSED: 4}
     assert sorted(map(str, bench.source.asked)) == sorted(

@@ -67,7 +67,7 @@ class Bench:
     slept: list[float] = field(default_factory=list)
 
     async def sleep(self, seconds: float) -> None:
-        """Note how long, and let others run for a moment; the breaker's watch waits to be let go."""
+        """Note how long, let others run for a moment; the breaker's watch waits to be let go."""
         task = asyncio.current_task()
         if task is not None and task.get_name().startswith("watch "):
             await self.watch.wait()
