@@ -146,7 +146,7 @@ def test_sighup_at_the_very_start(registry: FakeRegistry, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("early", [signal.SIGHUP, signal.SIGINT])
 def test_signal_before_a_worker_has_handlers(early: signal.Signals) -> None:
-    """In a worker's first moment a signal neither ends it nor is lost: it waits for the handlers."""
+    """In a worker's first moment a signal neither ends it nor is lost: it waits for handlers."""
 
     def be_worker(_: int, reloaded: bool) -> None:
         assert reloaded
