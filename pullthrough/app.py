@@ -145,6 +145,7 @@ def _settings(proxy: Proxy) -> Settings:
         connect=proxy.timeouts.connect,
         firstbyte=proxy.timeouts.firstbyte,
         stall=proxy.timeouts.stall,
+        retries=proxy.retries,
     )
 
 

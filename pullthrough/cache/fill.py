@@ -138,7 +138,7 @@ class Fill(Growing):
         while not await self._fill_or_follow():
             # Its files were taken away under it: there is nothing to go on from, or all is there.
             if self.feed.visible:
-                raise UpstreamError(Failure.CUT, "the fill was ended; ask again")
+                return
 
     async def _fill_or_follow(self) -> bool:
         """Return whether it came to an end."""
@@ -151,6 +151,7 @@ class Fill(Growing):
         try:
             if not partial.named():
                 return self._ended(partial.progress())
+            partial.record(Progress())  # whatever it said was of a fill that is over
             await self._own(partial)
         finally:
             partial.release()

@@ -116,7 +116,10 @@ class Health:
         while True:
             await self._sleep(_PAUSE)
             if self._breaker.claim_probe(self._clock()):
-                await self._ping()
+                try:
+                    await self._ping()
+                except Exception:  # a watch that ended would leave the upstream down for good
+                    log.exception("probe failed", upstream=self._upstream.host)
 
     async def _probe(self) -> None:
         if (pause := self._probed + _PAUSE - self._clock()) > 0:

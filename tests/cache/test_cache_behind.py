@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from pullthrough.cache import behind
 from pullthrough.cache.behind import WriteBehind
-from tests.cache.scripted import until
 
 
 class Disk:
@@ -48,12 +47,11 @@ async def settled() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=50), max_size=30), st.integers(1, 100))
-async def test_all_in_order(chunks: list[bytes], batch: int) -> None:
+async def test_all_in_order(chunks: list[bytes], held: int) -> None:
     """Whatever comes in whatever pieces is written in order, without a gap, never two at once."""
     disk = Disk()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(behind, "_BATCH", batch)
-        patch.setattr(behind, "_LINGER", 0)
+        patch.setattr(behind, "_HELD", held)
         async with WriteBehind(disk.write) as write_behind:
             for chunk in chunks:
                 await write_behind.put(chunk)
@@ -61,37 +59,27 @@ async def test_all_in_order(chunks: list[bytes], batch: int) -> None:
     assert disk.writing == 0
 
 
-async def test_first_bytes_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first chunk is written at once, though it is small; those after it gather."""
-    monkeypatch.setattr(behind, "_LINGER", 3600)
-    disk = Disk()
-    async with WriteBehind(disk.write) as write_behind:
-        await write_behind.put(b"a")
-        await disk.begun.wait()
-        await settled()
-        assert disk.batches == [b"a"]
-        for _ in range(10):
-            await write_behind.put(b"b")
-            await settled()
-        assert disk.batches == [b"a"]
-    assert disk.batches == [b"a", b"b" * 10]
-
-
-async def test_what_came_meanwhile_is_written_unasked() -> None:
-    """What came while the disk was busy does not wait for the next chunk, nor for the end."""
+async def test_batches() -> None:
+    """A chunk is written at once where nothing is; all that comes meanwhile, in one batch."""
     disk = Disk()
     disk.gate.clear()
     async with WriteBehind(disk.write) as write_behind:
         await write_behind.put(b"a")
         await disk.begun.wait()
-        await write_behind.put(b"b")
+        for _ in range(10):
+            await write_behind.put(b"b")
+            await settled()
         disk.gate.set()
-        await until(lambda: disk.batches == [b"a", b"b"], "both are written")
+        await settled()
+        assert disk.batches == [b"a", b"b" * 10]
+        await write_behind.put(b"c")
+        await settled()
+        assert disk.batches == [b"a", b"b" * 10, b"c"]
 
 
 async def test_what_is_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the disk stands still no more than a batch is taken beside the one being written."""
-    monkeypatch.setattr(behind, "_BATCH", 10)
+    """While the disk stands still no more than a bound is taken beside what is being written."""
+    monkeypatch.setattr(behind, "_HELD", 10)
     disk = Disk()
     disk.gate.clear()
     taken = 0
@@ -112,10 +100,10 @@ async def test_what_is_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert disk.content == b"x" * 100
 
 
-@pytest.mark.parametrize("batch", [1, 100], ids=["put", "end"])
-async def test_an_error_comes_out(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+@pytest.mark.parametrize("held", [1, 100], ids=["put", "end"])
+async def test_an_error_comes_out(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
     """What a write raises is raised to who puts next, or at the end."""
-    monkeypatch.setattr(behind, "_BATCH", batch)
+    monkeypatch.setattr(behind, "_HELD", held)
     disk = Disk()
     disk.full = True
     taken = []
@@ -128,7 +116,7 @@ async def test_an_error_comes_out(monkeypatch: pytest.MonkeyPatch, batch: int) -
 
     with pytest.raises(OSError, match="full"):
         await feed()
-    assert taken == ([] if batch == 1 else [b"a", b"b"])
+    assert taken == ([] if held == 1 else [b"a", b"b"])
 
 
 async def test_nothing_is_written_after_an_error() -> None:
@@ -173,7 +161,7 @@ async def test_ends_with_what_ended_it(*, full: bool) -> None:
 @pytest.mark.parametrize("size", [1, 10], ids=["at the end", "in put"])
 async def test_cancelled_while_it_writes(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Cancelled, be it twice, it ends only when the write that is under way and the rest are."""
-    monkeypatch.setattr(behind, "_BATCH", 10)
+    monkeypatch.setattr(behind, "_HELD", 10)
     disk = Disk()
     disk.gate.clear()
 

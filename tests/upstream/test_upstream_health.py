@@ -191,6 +191,18 @@ class TestWhileDown:
         assert client.up
         assert registry.seen == []
 
+    async def test_the_watch_survives_a_mistake(
+        self, client: RegistryClient, bench: Bench, log: LogCapture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A probe that ends in an error nobody thought of is told, and the next one is made."""
+        with monkeypatch.context() as patch:
+            patch.setattr(client._transport, "send", None)
+            bench.watch.set()
+            client.overdue()
+            await until(lambda: "probe failed" in str(log.entries), "it is told")
+        bench.clock.now += 10
+        await until(lambda: client.up, "it is up again")
+
     async def test_workers_share_the_verdict(
         self, registry: FakeRegistry, connect: Connect, image: Image, log: LogCapture
     ) -> None:
