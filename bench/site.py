@@ -81,6 +81,11 @@ class Site:
                 raise TimeoutError(f"{program} has not cached {blob} in {CACHED_LIMIT:.0f} s")
             time.sleep(0.02)
 
+    def forget(self, program: str, blob: Blob) -> None:
+        """Take a blob's content away from under ``program``, which is not asked for it again."""
+        blobs = self._root(program) / "docker/registry/v2/blobs/sha256"
+        (blobs / blob.hex[:2] / blob.hex / "data").unlink()
+
     def _root(self, program: str) -> Path:
         return self.directory / program
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import signal
 import socket
 import time
@@ -38,6 +39,8 @@ _log = structlog.get_logger()
 _FLUSH_EVERY: Final = 10.0  # seconds
 _REFRESH_EVERY: Final = 1.0  # seconds
 _BACKLOG: Final = 1024
+_M_TRIM_THRESHOLD: Final = -1  # malloc.h
+_M_MMAP_THRESHOLD: Final = -3
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +254,20 @@ def _debug(
     return handle
 
 
+def _reuse_buffers() -> None:
+    """Have malloc keep the memory of buffers (mallopt(3)), where it is glibc's.
+
+    By default it gives every buffer of a download back to the kernel, and has the next one's pages
+    zeroed anew: cold blobs came a quarter slower.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 4 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 16 << 20)
+
+
 def work(config: Config, shared: Shared, worker: Worker, reread: Callable[[], Loaded]) -> None:
     """Be a worker: the forked process's whole life."""
+    _reuse_buffers()
     logs.configure(config.log.level, config.log.formatter, config.log.fields)
     asyncio.run(run(config, shared, worker, reread))

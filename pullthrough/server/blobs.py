@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from typing import Final
 
@@ -14,6 +13,7 @@ from pullthrough.cache.blobs import Blobs
 from pullthrough.server.base import Exchange, matches
 from pullthrough.server.ranges import ByteRange, parse
 from pullthrough.server.routes import BlobRoute
+from pullthrough.server.sendfile import sendfile
 
 _CONTENT_TYPE: Final = "application/octet-stream"
 _BLOCK: Final = 256 << 10
@@ -124,7 +124,7 @@ async def _send_piece(exchange: Exchange, response: web.StreamResponse, piece: P
         # Without a length aiohttp frames the body, so the bytes must pass through it.
         await _copy(response, piece)
     else:
-        await asyncio.get_running_loop().sendfile(transport, piece.file, piece.offset, piece.count)
+        await sendfile(transport, piece.file, piece.offset, piece.count)
     exchange.bytes_sent += piece.count
 
 
