@@ -231,7 +231,9 @@ class Fill(Growing):
         """Bring all of it into the partial; return the size in bytes, None if it is not right."""
         size = await self._store.named_size(self.digest)
         hasher = self.digest.hasher()
-        present = await self._store.in_thread(lambda: partial.rehash(hasher))
+        present = 0
+        if not partial.empty():
+            present = await self._store.in_thread(lambda: partial.rehash(hasher))
         if size is not None and present >= size:
             if present == size and hasher.hexdigest() == self.digest.hex:
                 return size  # all there: the process died before it could say so

@@ -111,6 +111,10 @@ class Partial:
         record = _RECORD.pack(size, progress.visible, progress.state)
         os.pwrite(self._progress, record, 0)
 
+    def empty(self) -> bool:
+        """Whether nothing has come yet."""
+        return os.fstat(self.data.fileno()).st_size == 0
+
     def rehash(self, hasher: _Hash) -> int:
         """Feed all that is here to ``hasher``, in a thread, and return how many bytes that was."""
         return hash_file(self.data.fileno(), hasher)
