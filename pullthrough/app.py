@@ -198,7 +198,10 @@ async def _listening(
     await runner.setup()
     try:
         for each in sockets:
-            await web.SockSite(runner, each, backlog=_BACKLOG).start()
+            # One accept a turn of the loop: of the workers that share the socket, who has time
+            # takes the next connection. asyncio's own way is to take all there are.
+            await web.SockSite(runner, each, backlog=1).start()
+            each.listen(_BACKLOG)
         yield
     finally:
         await runner.cleanup()

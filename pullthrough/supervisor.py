@@ -49,9 +49,9 @@ def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
         store = prepare(config.storage.rootdirectory)
         stack.callback(os.close, store.in_use)
         workers = config.http.workers
-        listening = _listen(config.http.addr, workers)
+        listening = [_listen(config.http.addr)]
         debug = config.http.debug.addr
-        debugging = _listen(debug, workers) if debug is not None else []
+        debugging = [_listen(debug)] if debug is not None else []
 
         def stop_listening() -> None:
             for each in (*listening, *debugging):
@@ -67,13 +67,10 @@ def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
 
         def be_worker(number: int, reloaded: bool) -> None:
             os.close(still_here)
-            for other, each in enumerate(listening):
-                if other != number:
-                    each.close()
             setproctitle.setproctitle(f"pullthrough: worker {number}")
             worker = app.Worker(
-                (listening[number],),
-                tuple(debugging[number : number + 1]),
+                tuple(listening),
+                tuple(debugging),
                 first=number == 0,
                 reloaded=reloaded,
             )
@@ -90,22 +87,12 @@ def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
         )  # fmt: skip
 
 
-def _listen(address: Address, count: int) -> list[socket.socket]:
-    """Return one listening socket a worker: the kernel shares connections out among them."""
+def _listen(address: Address) -> socket.socket:
+    """Return the listening socket that the workers share; raises :class:`OSError`."""
     host, port = address
     dual = not host and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual or ":" in host else socket.AF_INET
-    if port:
-        # SO_REUSEPORT would let a second server in unnoticed; without it the port must be free.
-        socket.create_server((host, port), family=family, dualstack_ipv6=dual).close()
-    sockets: list[socket.socket] = []
-    for _ in range(count):
-        each = socket.create_server(
-            (host, port), family=family, dualstack_ipv6=dual, reuse_port=True, backlog=_BACKLOG
-        )
-        port = each.getsockname()[1]
-        sockets.append(each)
-    return sockets
+    return socket.create_server((host, port), family=family, dualstack_ipv6=dual, backlog=_BACKLOG)
 
 
 def _keep_running(
