@@ -89,10 +89,17 @@ async def run(config: Config, shared: Shared, worker: Worker, reread: Callable[[
             )
         )
         freshness = Freshness(
-            config.proxy.freshness.maxage, config.proxy.freshness.deadline, time.time
+            config.proxy.freshness.maxage,
+            config.proxy.freshness.deadline,
+            time.time,
+            config.proxy.timeouts.firstbyte,
         )
         manifests = Manifests(store, store.locks, source, freshness)
-        blobs = Blobs(store, source, Persistence(config.proxy.retries))
+        blobs = Blobs(
+            store,
+            source,
+            Persistence(config.proxy.retries, patience=config.proxy.timeouts.firstbyte),
+        )
         listings = Listings(store, source, freshness)
         for part in (manifests, blobs, listings):
             stack.push_async_callback(part.close)

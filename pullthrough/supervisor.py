@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -35,7 +36,8 @@ def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
     """Run the service until SIGTERM or SIGINT; return the exit code. Raises :class:`OSError`."""
     with ExitStack() as stack:
         # Before prometheus_client is first imported, and so before the rest of the program is.
-        directory = tempfile.mkdtemp(prefix="pullthrough-metrics-")
+        # In memory: the numbers are mapped files, and a store to one on a full disk is a SIGBUS.
+        directory = tempfile.mkdtemp(prefix="pullthrough-metrics-", dir=_in_memory(environ))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
 
@@ -44,6 +46,9 @@ def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
         from pullthrough.telemetry import logs, metrics
 
         logs.configure(config.log.level, config.log.formatter, config.log.fields)
+        # A reader takes three descriptors, and the usual soft limit is meant for select(2).
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         if config.auth is None:
             _log.warning("no auth section: everyone who reaches this port may pull everything")
         store = prepare(config.storage.rootdirectory)
@@ -85,6 +90,12 @@ def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
             workers, be_worker,
             forget=metrics.forget_process, stopping=stop_listening, drain=config.http.draintimeout,
         )  # fmt: skip
+
+
+def _in_memory(environ: Mapping[str, str]) -> str | None:
+    """Return a directory that no full disk touches, unless the operator chose one."""
+    memory = "/dev/shm"  # noqa: S108 - mkdtemp makes a name of its own in it
+    return memory if "TMPDIR" not in environ and os.access(memory, os.W_OK) else None
 
 
 def _listen(address: Address) -> socket.socket:

@@ -13,7 +13,7 @@ from pullthrough.cache.feed import Unstored
 from pullthrough.cache.fill import Fill, Growing, Verification
 from pullthrough.cache.freshness import absent
 from pullthrough.oci.digest import Digest
-from pullthrough.oci.errors import BadUpstream, BlobUnknown
+from pullthrough.oci.errors import BadUpstream, BlobUnknown, UpstreamTimeout
 from pullthrough.oci.reference import Repository
 from pullthrough.store.base import BlobStore, StoredBlob
 from pullthrough.store.partial import hash_file
@@ -128,9 +128,13 @@ class Blobs:
         growing.hold()
         reader = GrowingBlob(self, repository, growing, Served(outcome))
         try:
-            await growing.feed.sized()
-            if growing.feed.size == 0:
-                await growing.feed.past(0)  # there is no last byte to hold back
+            async with asyncio.timeout(self._persistence.patience):
+                await growing.feed.sized()
+                if growing.feed.size == 0:
+                    await growing.feed.past(0)  # there is no last byte to hold back
+        except TimeoutError:
+            reader.close()
+            raise UpstreamTimeout("the blob did not begin to come in time") from None
         except Unstored:
             reader.served = Served(Outcome.BYPASS, "unstored")
             try:

@@ -38,10 +38,14 @@ _RANGE_NOT_SATISFIABLE: Final = 416
 
 @dataclass(frozen=True, slots=True)
 class Persistence:
-    """How hard a download is tried: ``tries`` in a row without a byte of progress."""
+    """How hard a download is tried: ``tries`` in a row without a byte of progress.
+
+    ``patience`` is how many seconds a client waits for it to begin.
+    """
 
     tries: int
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    patience: float = 25.0
 
     async def pause(self, failures: int, at_least: float | None) -> None:
         """Wait before the next try: longer each time, and not in step with others."""

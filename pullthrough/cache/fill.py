@@ -8,6 +8,7 @@ another process already fills, this one follows its progress, and takes over sho
 from __future__ import annotations
 
 import asyncio
+import errno
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -33,6 +34,7 @@ _POLL: Final = 0.01
 """Seconds between looks at another process's progress."""
 
 _RANGE_NOT_SATISFIABLE: Final = 416
+_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class Growing:
@@ -89,11 +91,11 @@ class Verification(Growing):
             if read == self.size and hasher.hexdigest() == self.digest.hex:
                 self.feed.finish(read)
                 await self._store.confirm(self.digest, read)
-                for repository in self.repositories:
+                for repository in tuple(self.repositories):
                     await self._store.link_blob(repository, self.digest)
             else:
                 # Set aside first: whoever hears of it may fetch it at once.
-                await self._store.quarantine(self.digest)
+                await self._store.quarantine(self.digest, file)
                 self.feed.fail(BadUpstream("the cached content was damaged; it is set aside"))
         except OSError as error:
             _log.exception("cached content not readable", digest=str(self.digest))
@@ -125,6 +127,9 @@ class Fill(Growing):
         except UpstreamError as error:
             self.feed.fail(absent(error, BlobUnknown))
         except OSError as error:
+            if error.errno in _NO_DESCRIPTORS:
+                self.feed.fail(Unavailable("too many open files; ask again"))
+                return
             _log.warning(
                 "no room to store a blob, passing it through",
                 digest=str(self.digest), error=error.strerror or str(error),
@@ -210,7 +215,7 @@ class Fill(Growing):
         partial.record(Progress(size, size, State.DONE))
         try:
             await self._store.publish(partial, self.digest)
-            for repository in self.repositories:
+            for repository in tuple(self.repositories):
                 await self._store.link_blob(repository, self.digest)
             self.feed.finish(size)
             # Only what is safe on the disk counts as verified after a power cut.
@@ -237,6 +242,8 @@ class Fill(Growing):
         if size is not None and present >= size:
             if present == size and hasher.hexdigest() == self.digest.hex:
                 return size  # all there: the process died before it could say so
+            if self.feed.visible:
+                return None  # somebody was given some of it: that cannot be mended
             hasher, present = _anew(partial, self.digest)
         try:
             present = await self._download(partial, hasher, present, size)
@@ -245,6 +252,8 @@ class Fill(Growing):
                 raise
             if hasher.hexdigest() == self.digest.hex:
                 return present  # all there, only nobody knew its size
+            if self.feed.visible:
+                return None
             # There is more here than the upstream has.
             hasher, present = _anew(partial, self.digest)
             present = await self._download(partial, hasher, present, size)

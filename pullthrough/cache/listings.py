@@ -10,7 +10,7 @@ import structlog
 
 from pullthrough.cache.base import Listing, Outcome, Served
 from pullthrough.cache.freshness import Plan, Verdict, absent, plan, settle
-from pullthrough.cache.manifests import Freshness
+from pullthrough.cache.manifests import Freshness, within
 from pullthrough.oci import referrers
 from pullthrough.oci.digest import Digest
 from pullthrough.oci.errors import NameUnknown
@@ -100,7 +100,8 @@ class Listings:
             return Listing(last, Served(Outcome.STALE, Failure.DOWN.value))
 
         async def ask_and_remember() -> bytes:
-            body = await ask()
+            async with within(self._freshness.patience):
+                body = await ask()
             await self._store.write_listing(repository, subject, body)
             return body
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,12 +31,14 @@ _HOT_TAGS: Final = 50_000
 class Freshness:
     """For how long a tag is believed unasked, and how long its check may keep a client waiting.
 
-    Both in seconds; ``clock`` is Unix time, as what was checked when outlives the process.
+    Both in seconds, as is ``patience``: how long one waits that nothing is cached for, for other
+    workers too. ``clock`` is Unix time, as what was checked when outlives the process.
     """
 
     maxage: float
     deadline: float
     clock: Callable[[], float]
+    patience: float = 25.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,10 @@ class Manifests:
         return _answer(manifest, Served(Outcome.COLLAPSED if joined else Outcome.MISS))
 
     async def _fetch_once(self, repository: Repository, digest: Digest) -> StoredManifest:
-        async with self._locks.hold(f"manifest {repository}@{digest}") as waited:
+        async with (
+            within(self._freshness.patience),
+            self._locks.hold(f"manifest {repository}@{digest}") as waited,
+        ):
             manifest = await self._local(digest) if waited else None
             return manifest or await self._fetch(repository, digest)
 
@@ -155,7 +161,10 @@ class Manifests:
         NOT_FOUND and POLICY are raised only where they are believed.
         """
         key = (repository, tag)
-        async with self._locks.hold(f"tag {repository}:{tag}") as waited:
+        async with (
+            within(self._freshness.patience),
+            self._locks.hold(f"tag {repository}:{tag}") as waited,
+        ):
             entry = await self._store.read_tag(repository, tag)
             manifest = None if entry is None else await self._local(entry.digest)
             if waited and entry is not None and manifest is not None and entry.checked >= asked:
@@ -251,6 +260,16 @@ class Manifests:
         except OSError as error:
             _log.warning("a manifest was not kept", digest=str(digest), error=error.strerror)
         return manifest
+
+
+@asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    """Bound what waits for others and then asks itself; raises :class:`UpstreamError` TIMEOUT."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise UpstreamError(Failure.TIMEOUT, f"no answer in {seconds:g} s") from None
 
 
 def _believed(error: UpstreamError) -> RegistryError | None:

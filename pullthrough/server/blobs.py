@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from typing import Final
 
-import aiofiles
+from aiofiles.base import wrap
 from aiohttp import web
 
 from pullthrough.cache.base import BlobReader, FileSlice, Piece
@@ -17,6 +18,7 @@ from pullthrough.server.sendfile import sendfile
 
 _CONTENT_TYPE: Final = "application/octet-stream"
 _BLOCK: Final = 256 << 10
+_pread = wrap(os.pread)
 
 
 async def serve_blob(exchange: Exchange, route: BlobRoute, blobs: Blobs) -> web.StreamResponse:
@@ -130,8 +132,10 @@ async def _send_piece(exchange: Exchange, response: web.StreamResponse, piece: P
 
 async def _copy(response: web.StreamResponse, piece: FileSlice) -> None:
     offset, end = piece.offset, piece.offset + piece.count
-    async with aiofiles.open(piece.file.fileno(), "rb", buffering=0, closefd=False) as file:
-        await file.seek(offset)
-        while offset < end and (block := await file.read(min(_BLOCK, end - offset))):
-            await response.write(block)
-            offset += len(block)
+    while offset < end:
+        # By offset: the file's own position is everybody's who reads it.
+        block = await _pread(piece.file.fileno(), min(_BLOCK, end - offset), offset)
+        if not block:
+            raise ConnectionResetError("the file is shorter than it was")
+        await response.write(block)
+        offset += len(block)

@@ -181,7 +181,10 @@ class Edge:
         if exchange.response is None:
             return exchange.error(error, self._parts.realm)
         # The headers are out: an answer that cannot be finished must not look finished.
-        _log.warning("answer broken off", why=error.message, status=error.status)
+        _log.warning(
+            "answer broken off",
+            request_id=exchange.headers.get("X-Request-Id"), why=error.message, status=error.status,
+        )  # fmt: skip
         _abort(exchange)
         raise ConnectionResetError(error.message) from error
 

@@ -73,8 +73,8 @@ class BlobStore(Protocol):
     async def confirm(self, digest: Digest, size: int) -> None:
         """Remember that what is here was verified."""
 
-    async def quarantine(self, digest: Digest) -> None:
-        """Set aside what is here: it is not what its digest says."""
+    async def quarantine(self, digest: Digest, file: BinaryIO | None = None) -> None:
+        """Set aside what is here, if it still is ``file``: it is not what its digest says."""
 
     async def link_blob(self, repository: Repository, digest: Digest) -> None:
         """Let the repository have the blob, if the repository is a known one."""

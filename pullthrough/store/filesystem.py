@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import BinaryIO, Final, NamedTuple, TypeVar
 
 import structlog
 from aiofiles.base import wrap
@@ -85,6 +85,8 @@ class FileStore:
         self._layout = layout
         self._index = Index(layout.index)
         self._disk = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="disk")
+        # Hashing a large file takes seconds: nobody who only opens one waits behind it.
+        self._content = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="content")
         self._verified: LRUCache[Digest, None] = LRUCache(_KNOWN_LIMIT)
         self._linked: LRUCache[tuple[Repository, Digest], None] = LRUCache(_KNOWN_LIMIT)
         self.locks = Locks(layout.locks)
@@ -97,6 +99,7 @@ class FileStore:
         """Write what is noted, and let go."""
         await self._index.close()
         self._disk.shutdown()
+        self._content.shutdown()
         self.locks.close()
 
     async def flush(self) -> None:
@@ -112,8 +115,8 @@ class FileStore:
         return result
 
     async def in_thread(self, work: Callable[[], int]) -> int:
-        """Run disk work beside the event loop."""
-        return await self._run(work)
+        """Run work on content beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._content, work)
 
     # -- blobs -----------------------------------------------------------------------------------
 
@@ -178,15 +181,17 @@ class FileStore:
         self._verified[digest] = None
         await self._index.add_blob(digest, size)
 
-    async def quarantine(self, digest: Digest) -> None:
-        """Set aside what is here: it is not what its digest says."""
+    async def quarantine(self, digest: Digest, file: BinaryIO | None = None) -> None:
+        """Set aside what is here, if it still is ``file``: it is not what its digest says."""
         path = self._layout.blob(digest)
         aside = self._layout.quarantine / f"{digest.algorithm}-{digest.hex}"
         _log.error("content is not what its digest says, set aside", digest=str(digest))
 
         def work() -> None:
             aside.parent.mkdir(exist_ok=True)
-            path.replace(aside)
+            # Another worker may have seen it too, and have put sound content here since.
+            if file is None or os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                path.replace(aside)
 
         self._verified.pop(digest, None)
         try:
@@ -361,7 +366,12 @@ class FileStore:
             return sizes
 
         # A thread of its own: a walk over a large store must not hold a disk thread for long.
-        await self._index.rebuild_from(await asyncio.to_thread(work))
+        try:
+            sizes = await asyncio.to_thread(work)
+        except OSError as error:
+            _log.warning("the index was not rebuilt", why=str(error))
+            return
+        await self._index.rebuild_from(sizes)
 
     def _sizes_told_by(self, link: Path) -> dict[Digest, int]:
         try:

@@ -7,7 +7,8 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from contextlib import suppress
+from typing import Any, BinaryIO, Final, Literal, cast
 
 import orjson
 import structlog
@@ -23,12 +24,25 @@ LEVELS: Final = {
 }
 
 
+class _StandardError:
+    """Standard error, as it is now. A log that cannot be written must not fail a pull."""
+
+    def write(self, line: bytes) -> int:
+        with suppress(OSError, ValueError):
+            sys.stderr.buffer.write(line)
+        return len(line)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.buffer.flush()
+
+
 def configure(level: str, formatter: Formatter, fields: Mapping[str, str]) -> None:
     """Set up all logging of this process; may be called again for another level."""
     structlog.configure(
         processors=[structlog.processors.add_log_level, *_processors(formatter, fields)],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
+        logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _StandardError())),
         cache_logger_on_first_use=False,
     )
     # What libraries say goes the same way, but for what asyncio says of clients that left.
@@ -39,7 +53,7 @@ def configure(level: str, formatter: Formatter, fields: Mapping[str, str]) -> No
 def access_logger(formatter: Formatter, fields: Mapping[str, str]) -> Any:
     """Return the logger of access lines, which no level silences."""
     return structlog.wrap_logger(
-        structlog.BytesLogger(sys.stderr.buffer),
+        structlog.BytesLogger(cast("BinaryIO", _StandardError())),
         processors=[_info, *_processors(formatter, fields)],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
     ).bind()

@@ -23,6 +23,7 @@ from pullthrough.oci.errors import (
     RegistryError,
     TooManyRequests,
     Unavailable,
+    UpstreamTimeout,
 )
 from pullthrough.oci.manifest import DOCKER_MANIFEST, LIMIT, OCI_INDEX, OCI_MANIFEST
 from pullthrough.oci.reference import Tag
@@ -160,6 +161,17 @@ async def test_by_digest_while_another_worker_fetches(bench: Bench) -> None:
     assert (await bench.manifests.get(NAME, D1)).content == V1
     assert bench.asked() == [f"GET {D1}"]
     await other.close()
+
+
+@pytest.mark.parametrize("reference", [TAG, Digest.of(image("one"))])
+async def test_another_worker_takes_too_long(bench: Bench, reference: Tag | Digest) -> None:
+    """Waiting for another worker's call is part of the wait: nobody waits for two in a row."""
+    bench.locks.before = asyncio.Event().wait  # type: ignore[assignment]  # its value is not looked at
+    freshness = Freshness(0, NEVER, bench.clock, patience=0.01)
+    manifests = Manifests(bench.store, bench.locks, bench.source, freshness)
+    with pytest.raises(UpstreamTimeout):
+        await manifests.get(NAME, reference)
+    await manifests.close()
 
 
 async def test_by_sha512(bench: Bench) -> None:

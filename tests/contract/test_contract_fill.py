@@ -216,6 +216,15 @@ def test_upstream_without_a_length_is_served(region: Region, repository: str) ->
         assert_whole(region.client.blob(repository, image.layer), image)
 
 
+def test_many_readers_of_a_blob_without_a_length(region: Region, repository: str) -> None:
+    """Readers of one growing file do not move each other's place in it."""
+    image = region.registry.put_image(repository, layers=(noise(4 * MIB),))
+    with region.registry.inject(Fault(path=blob_path(image), chunked=True)):
+        pending = [region.client.begin(blob_path(image)) for _ in range(8)]
+        for each in pending:
+            assert_whole(each.answer(), image)
+
+
 def test_fill_survives_the_client_that_asked(region: Region, repository: str) -> None:
     """A client that leaves in the middle stops nothing: the blob is soon here, fetched once."""
     image = region.registry.put_image(repository, layers=(noise(4 * MIB),))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from tests.conftest import CacheStarter
 from tests.contract.conftest import Region
-from tests.fakes.cache import Cache
+from tests.fakes.cache import ROOT, Cache, towards
 from tests.fakes.client import Client
 from tests.fakes.content import MIB, noise
 from tests.fakes.faults import Fault, Gate, eventually
@@ -332,3 +334,34 @@ def test_no_secret_is_told_at_level_debug(
     assert "a-presigned-secret" not in log
     for token in [seen.headers.get("Authorization", "") for seen in registry.seen]:
         assert not token or token.split()[1] not in log
+
+
+def test_log_that_cannot_be_written_fails_no_pull(registry: FakeRegistry, tmp_path: Path) -> None:
+    """With standard error on a full device everything is served as ever."""
+    image = registry.put_image("project/app")
+    cache = Cache(tmp_path, {})
+    cache.configure(towards(registry.url))
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pullthrough", "serve", str(tmp_path / "config.yml")],
+            stderr=full,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+    try:
+        client = cache.client()
+        eventually(lambda: _answers(client), "an answer")
+        client.pull(image)
+        assert client.manifest("project/none", "v1").status in {403, 404}
+        client.pull(image)
+    finally:
+        process.terminate()
+        ended = process.wait(30)
+        cache.close()
+    assert ended == 0
+
+
+def _answers(client: Client) -> bool:
+    try:
+        return client.get("/livez").status == 200
+    except OSError:
+        return False
