@@ -63,6 +63,7 @@ class Readiness:
 
 def serve_health(exchange: Exchange, route: Health, readiness: Readiness) -> web.Response:
     """Answer ``/livez`` and ``/readyz``."""
+    exchange.headers["Cache-Status"] = "pullthrough; hit"
     if not route.ready:
         return exchange.reply(b"ok\n", "text/plain")
     status = 200 if readiness.ready else 503

@@ -336,6 +336,12 @@ def test_no_secret_is_told_at_level_debug(
         assert not token or token.split()[1] not in log
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_health_says_where_it_comes_from(region: Region, path: str) -> None:
+    """Cache-Status is on every answer."""
+    assert region.client.get(path).cache_status == "pullthrough; hit"
+
+
 def test_log_that_cannot_be_written_fails_no_pull(registry: FakeRegistry, tmp_path: Path) -> None:
     """With standard error on a full device everything is served as ever."""
     image = registry.put_image("project/app")
