@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ from pullthrough.oci.errors import (
 )
 from pullthrough.oci.manifest import DOCKER_MANIFEST, LIMIT, OCI_INDEX, OCI_MANIFEST
 from pullthrough.oci.reference import Tag
+from pullthrough.singleflight import SingleFlight
 from pullthrough.store.filesystem import FileStore
 from pullthrough.store.layout import Layout
 from pullthrough.upstream.base import Failure, FetchedManifest
@@ -130,6 +131,26 @@ def _full(*_: object) -> Any:
 # -- by digest -------------------------------------------------------------------------------------
 
 
+async def together(
+    bench: Bench,
+    flight: SingleFlight[Any, Any],
+    asking: Iterable[Coroutine[Any, Any, ManifestAnswer]],
+) -> list[ManifestAnswer]:
+    """Let the upstream answer only when all who ask have come to the question."""
+    joined, join = [], flight.join
+
+    def counted(key: Any, call: Any) -> Any:
+        joined.append(key)
+        return join(key, call)
+
+    flight.join = counted  # type: ignore[method-assign]  # counts, and goes on
+    bench.source.gate = asyncio.Event()
+    calls = [asyncio.ensure_future(each) for each in asking]
+    await until(lambda: len(joined) == len(calls), "all have asked")
+    bench.source.gate.set()
+    return await asyncio.gather(*calls)
+
+
 async def test_by_digest(bench: Bench) -> None:
     """A digest is fetched once, and never asked for again, not in an outage either."""
     answer = await bench.manifests.get(NAME, D1)
@@ -144,7 +165,8 @@ async def test_by_digest(bench: Bench) -> None:
 
 async def test_by_digest_at_once(bench: Bench) -> None:
     """Many who ask at once cost one question."""
-    answers = await asyncio.gather(*(bench.manifests.get(NAME, D1) for _ in range(8)))
+    asking = (bench.manifests.get(NAME, D1) for _ in range(8))
+    answers = await together(bench, bench.manifests._fetches, asking)
     outcomes = Counter(answer.served.outcome for answer in answers)
     assert outcomes == {Outcome.MISS: 1, Outcome.COLLAPSED: 7}
     assert bench.asked() == [f"GET {D1}"]
@@ -345,14 +367,16 @@ async def test_another_worker_checked(cached: Bench, source: FakeSource) -> None
 
 async def test_checks_collapse(cached: Bench) -> None:
     """Many pulls at once cost one HEAD."""
-    answers = await asyncio.gather(*(cached.pull() for _ in range(8)))
+    asking = (cached.pull() for _ in range(8))
+    answers = await together(cached, cached.manifests._checks, asking)
     assert {answer.served for answer in answers} == {Served(Outcome.REVALIDATED)}
     assert cached.asked() == [f"HEAD {TAG}"]
 
 
 async def test_first_pulls_collapse(bench: Bench) -> None:
     """Many first pulls at once cost one GET."""
-    answers = await asyncio.gather(*(bench.pull() for _ in range(8)))
+    asking = (bench.pull() for _ in range(8))
+    answers = await together(bench, bench.manifests._checks, asking)
     outcomes = Counter(answer.served.outcome for answer in answers)
     assert outcomes == {Outcome.MISS: 1, Outcome.COLLAPSED: 7}
     assert bench.asked() == [f"GET {TAG}"]
