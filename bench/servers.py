@@ -82,7 +82,7 @@ def _wait_answer(process: subprocess.Popen[bytes], port: int, program: str, give
     while not _answers(port):
         if time.perf_counter() > give_up or process.poll() is not None:
             raise RuntimeError(f"{program} did not start")
-        time.sleep(0.005)
+        time.sleep(0.005)  # a bounded poll, and as fine as start_seconds is to be
 
 
 def _tail(log: Path) -> str:

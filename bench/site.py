@@ -79,7 +79,7 @@ class Site:
         while not (data.exists() and data.stat().st_size == blob.size and link_file.exists()):
             if time.monotonic() > give_up:
                 raise TimeoutError(f"{program} has not cached {blob} in {CACHED_LIMIT:.0f} s")
-            time.sleep(0.02)
+            time.sleep(0.02)  # a bounded poll: no program says that it has cached a blob
 
     def forget(self, program: str, blob: Blob) -> None:
         """Take a blob's content away from under ``program``, which is not asked for it again."""

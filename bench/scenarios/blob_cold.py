@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from bench import load
 from bench.content import MIB
 from bench.figures import Figures
-from bench.site import PROGRAMS, site
+from bench.servers import Server, free_port, running
+from bench.site import PROGRAMS, REGISTRY, REPOSITORY, Site, site
 
 SIZE = 256 * MIB
 REPETITIONS = 7
+BARE = "bare"
 
 
 def run(figures: Figures) -> None:
@@ -19,20 +24,38 @@ def run(figures: Figures) -> None:
         site(*[SIZE] * (REPETITIONS + 1)) as place,
         place.running(PROGRAMS[0]) as first,
         place.running(PROGRAMS[1]) as second,
+        _bare(place) as limit,
     ):
-        servers = dict(zip(PROGRAMS, (first, second), strict=True))
+        servers = dict(zip((*PROGRAMS, BARE), (first, second, limit), strict=True))
         for repetition, image in enumerate(place.images):
             # Whoever is first finds the processor's caches cold: each is, every other time.
             turns = list(servers.items())[:: -1 if repetition % 2 else 1]
             for program, server in turns:
-                load.check(server.port, image.by_tag, place.login, image.manifest)
+                if program != BARE:
+                    load.check(server.port, image.by_tag, place.login, image.manifest)
                 os.sync()  # nobody waits for what another wrote
                 done = load.download(server.port, image.blob(image.layer), place.login, SIZE)
                 if repetition:  # the first warms up
                     figures.add(f"one client: {program}", "MB/s", SIZE / done.seconds / 1e6)
                     figures.add(f"first byte: {program}", "ms", done.first_byte * 1000)
-                place.wait_cached(program, image.layer)
-                load.check(server.port, image.blob(image.layer), place.login, image.layer)
-                # Or each repetition would find less memory, and the last the slowest.
-                place.forget(program, image.layer)
+                if program != BARE:  # which keeps nothing
+                    place.wait_cached(program, image.layer)
+                    load.check(server.port, image.blob(image.layer), place.login, image.layer)
+                    # Or each repetition would find less memory, and the last the slowest.
+                    place.forget(program, image.layer)
     figures.compare(["one client", "first byte"])
+    figures.divide(
+        f"one client: {BARE} / {REGISTRY}", f"one client: {BARE}", f"one client: {REGISTRY}"
+    )
+    figures.compare(["one client"], BARE)
+
+
+@contextmanager
+def _bare(place: Site) -> Iterator[Server]:
+    directory = place.directory / BARE
+    directory.mkdir()
+    port = free_port()
+    upstream = str(place.upstream.server.port)
+    command = (sys.executable, "-m", "bench.bare", str(port), upstream, str(directory))
+    with running(command, port, place.log(BARE), {}, REPOSITORY) as server:
+        yield server

@@ -47,7 +47,7 @@ def _run(figures: Figures, place: Site, program: str, state: State, later: int) 
             first = load.pull(server.port, image, place.login)
             after = []
             for _ in range(later):
-                time.sleep(PAUSE_SECONDS)
+                time.sleep(PAUSE_SECONDS)  # the pulls are spread over some seconds of outage
                 after.append(load.pull(server.port, image, place.login))
         finally:
             place.link.switch(State.OPEN)
