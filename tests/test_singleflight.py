@@ -38,7 +38,7 @@ async def test_calls_join() -> None:
     flight: SingleFlight[str, int] = SingleFlight()
     call = Call()
     waiting = [asyncio.create_task(flight.run("key", call)) for _ in range(20)]
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # all of them ask
     call.gate.set()
     assert await asyncio.gather(*waiting) == [1] * 20
     assert call.made == 1
@@ -114,7 +114,7 @@ async def test_all_have_the_exception() -> None:
     flight: SingleFlight[str, int] = SingleFlight()
     call = Call(ValueError("why"))
     waiting = [asyncio.create_task(flight.run("key", call)) for _ in range(3)]
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # all of them ask
     call.gate.set()
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert [str(result) for result in results] == ["why"] * 3
@@ -136,7 +136,7 @@ async def test_an_exception_that_nobody_waits_for() -> None:
     await asyncio.wait((task,))
     del task
     gc.collect()
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the loop's chance to complain
     assert complaints == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import sqlite3
@@ -104,6 +105,44 @@ def test_killed_worker_is_replaced(pair: Cache, number: int, how: signal.Signals
     assert (line["worker"], line["status"], line["level"]) == (number, -how, "error")
     eventually(lambda: pair.client(timeout=5).get("/livez").status == 200, "an answer")
     pair.stop()
+
+
+def test_as_many_descriptors_as_it_may_have(start_cache: CacheStarter) -> None:
+    """The soft limit, usually meant for select(2), is raised to the hard one in every process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard != 256, "nothing to raise it to"
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))  # inherited
+    try:
+        cache = start_cache(TWO)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    eventually(lambda: len(events(cache, "worker ready")) == 2, "two workers")
+    limits = [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in cache.pids()]
+    assert limits == [(hard, hard)] * 3
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_where_the_metrics_are(
+    start_cache: CacheStarter, temporary: Path, monkeypatch: pytest.MonkeyPatch, *, chosen: bool
+) -> None:
+    """Workers' numbers are files in memory, which no full disk touches, unless TMPDIR is set."""
+    monkeypatch.delenv("TMPDIR", raising=False)
+    cache = start_cache(TWO, environment={"TMPDIR": str(temporary)} if chosen else {})
+    eventually(lambda: len(events(cache, "worker ready")) == 2, "two workers")
+    parents = {path.parent.parent for pid in workers(cache) for path in mapped_metrics(pid)}
+    assert parents == {temporary if chosen else Path("/dev/shm")}  # noqa: S108 - looked at only
+
+
+def mapped_metrics(pid: int) -> list[Path]:
+    """Return the files of numbers that a process has mapped (proc_pid_maps)."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return [Path(line.split(maxsplit=5)[5]) for line in lines if "/pullthrough-metrics-" in line]
+
+
+def test_metrics_without_memory_to_put_them_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where /dev/shm is not there, or not to be written to, they are with other such files."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert supervisor._in_memory({}) is None
 
 
 def test_sighup_reaches_every_worker(pair: Cache) -> None:

@@ -277,13 +277,8 @@ class Fill(Growing):
         ) as download:  # fmt: skip
             partial.record(Progress(download.size, max(0, present - 1)))
             self.feed.advance(present, download.size)
-            chunks = download.chunks()
-            # The first by itself: with nothing else to do it is written, and seen, at once.
-            async for chunk in chunks:
-                await write([chunk])
-                break
             async with WriteBehind(write) as behind:
-                async for chunk in chunks:
+                async for chunk in download.chunks():
                     await behind.put(chunk)
         return present
 

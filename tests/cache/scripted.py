@@ -57,7 +57,7 @@ class Body:
 
     async def read(self) -> bytes:
         """Take the next step."""
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # others run, as at a socket
         while self._steps:
             step = self._steps.popleft()
             if isinstance(step, bytes):
@@ -110,7 +110,7 @@ class FakeSource:
         if self.gate is not None:
             await self.gate.wait()
         else:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # others run, as at a socket
         if self.failing is not None:
             raise self.failing
 
@@ -208,5 +208,5 @@ async def until(condition: Callable[[], Any], what: str) -> None:
     for _ in range(10_000):
         if condition():
             return
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.001)  # a bounded poll: threads and tasks tell no event
     raise AssertionError(f"never: {what}")

@@ -27,7 +27,7 @@ class Disk:
         assert not self.writing, "two writes at once"
         self.writing += 1
         self.begun.set()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # others run during a write, also where the gate is open
         await self.gate.wait()
         self.writing -= 1
         if self.full:

@@ -353,7 +353,7 @@ async def test_other_ranges_wait(worker: Worker, source: FakeSource, stop: async
     far = await worker.reading(LARGE_DIGEST, 2 * FAR)
     near = await worker.reading(LARGE_DIGEST, 2000, 3000)
     for _ in range(20):
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # both read what they are given
     assert far.received == near.received == b""
     stop.set()
     assert await near.whole() == LARGE[2000:3000]

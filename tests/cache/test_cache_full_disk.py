@@ -1,9 +1,13 @@
-"""A full disk: the pull goes through unstored, and is verified none the less."""
+"""A full disk: the pull goes through unstored, and is verified none the less.
+
+Out of descriptors, which is no full disk, it does not.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +17,7 @@ from structlog.testing import LogCapture
 
 from pullthrough.cache.base import HIT, Outcome, Served
 from pullthrough.oci.digest import Digest
-from pullthrough.oci.errors import BadUpstream, BlobUnknown, UpstreamTimeout
+from pullthrough.oci.errors import BadUpstream, BlobUnknown, Unavailable, UpstreamTimeout
 from pullthrough.store.partial import Partial
 from pullthrough.upstream.base import Failure
 from tests.cache.scripted import NAME, Body, FakeSource, body_of, broken, until
@@ -229,3 +233,41 @@ async def test_not_safe_on_the_disk(
     worker.put(DIGEST, WRONG)  # what a power cut may do to it
     assert await worker.read(DIGEST) == CONTENT
     assert source.ranges == [(0, None), (0, None)]
+
+
+# -- out of descriptors ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize(
+    ("phase", "call"),
+    [("open_partial", 1), ("open_blob", 2)],  # the first look into the store is the reader's own
+)
+async def test_no_descriptor(
+    worker: Worker,
+    source: FakeSource,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    number: int,
+    phase: str,
+    call: int,
+) -> None:
+    """That is no full disk: passing through would take more of them, so it is "ask again"."""
+    method, calls = getattr(worker.store, phase), 0
+
+    async def none_left(*args: object) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise OSError(number, os.strerror(number))
+        return await method(*args)
+
+    monkeypatch.setattr(worker.store, phase, none_left)
+    with pytest.raises(Unavailable, match="too many open files"):
+        await worker.blobs.open(NAME, DIGEST)
+    assert source.asked == []
+    await until(lambda: not worker.blobs.filling, "the fill ended")
+    reading = await worker.reading(DIGEST)
+    assert (await reading.whole(), reading.served) == (CONTENT, Served(Outcome.MISS))
+    await until(lambda: not worker.blobs.filling, "the fill ended")
+    assert worker.stored(DIGEST) == CONTENT

@@ -158,7 +158,7 @@ async def test_deadline(bench: Bench) -> None:
         seen = await bench.store.read_listing(NAME, "tags")
         if seen is not None and b"v3" in seen[0]:
             break
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.001)  # a bounded poll: the check goes on behind
     bench.source.up = False
     assert (await bench.tags())[0] == ("v3",)
 

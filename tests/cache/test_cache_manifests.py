@@ -499,7 +499,7 @@ async def test_deadline(cached: Bench) -> None:
     for _ in range(1000):
         if await moved():
             break
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.001)  # a bounded poll: the check goes on behind
     assert await moved()
     assert cached.asked() == [f"HEAD {TAG}", f"GET {D2}"]
     cached.configured(maxage=60)

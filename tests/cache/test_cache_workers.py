@@ -10,7 +10,7 @@ import asyncio
 import errno
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -296,3 +296,28 @@ async def test_end_is_told(pair: Pair) -> None:
     assert await (await following).whole() == CONTENT
     assert pair.follower.source.asked == []
     owner.close()
+
+
+async def test_both_find_the_same_damage(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is later to set it aside does not take away what the other one fetched."""
+    quick, late = pair.owner, pair.follower
+    late.put(DIGEST, WRONG)
+    found, go_on = asyncio.Event(), asyncio.Event()
+    quarantine = late.store.quarantine
+
+    async def slowly(digest: Digest, file: BinaryIO | None = None) -> None:
+        found.set()
+        await go_on.wait()
+        await quarantine(digest, file)
+
+    monkeypatch.setattr(late.store, "quarantine", slowly)
+    reading = asyncio.create_task(late.read(DIGEST))
+    await found.wait()
+    assert await quick.read(DIGEST) == CONTENT
+    await until(lambda: not quick.blobs.filling, "the fill ended")
+    go_on.set()
+    assert await reading == CONTENT
+    assert late.source.asked == []
+    assert late.stored(DIGEST) == CONTENT
+    aside = late.layout.quarantine / f"sha256-{DIGEST.hex}"
+    assert aside.read_bytes() == WRONG

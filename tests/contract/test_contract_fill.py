@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -345,65 +342,3 @@ def _read(client: Client, image: Image) -> bytes:
     except OSError:
         return b""
     return got.body if got.complete else b""
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 3 MiB."""
-    directory = tmp_path / "small"
-    directory.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(directory)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("this machine lets nobody mount a file system")
-    yield directory
-    subprocess.run(["umount", "--lazy", str(directory)], check=True)
-
-
-@pytest.mark.root
-def test_full_disk_lets_the_pull_through(
-    registry: FakeRegistry, start_cache: CacheStarter, small_disk: Path
-) -> None:
-    """A blob larger than the disk reaches its clients whole, unstored, and the log warns."""
-    large = registry.put_image("project/large", layers=(noise(6 * MIB),))
-    small = registry.put_image("project/small", layers=(noise(100_000),))
-    cache = start_cache({"storage": {"filesystem": {"rootdirectory": str(small_disk)}}})
-    client = cache.client()
-    client.pull(small)
-    client.manifest("project/large", "v1")
-    for _ in range(2):
-        pending = [client.begin(blob_path(large)) for _ in range(2)]
-        for each in pending:
-            assert_whole(each.answer(), large)
-    assert not cache.blob_file(large.layer).exists()
-    levels = ("warning", "error")
-    warnings = [str(line) for line in cache.log_lines() if line.get("level") in levels]
-    assert any("space" in text or "disk" in text or "full" in text for text in warnings), warnings
-    # What went through has given its room back.
-    next_image = registry.put_image("project/next", layers=(noise(MIB),))
-    client.pull(next_image)
-    registry.refuse()
-    client.pull(small)
-    client.pull(next_image)
-
-
-@pytest.mark.root
-def test_not_a_byte_free_lets_the_pull_through(
-    registry: FakeRegistry, start_cache: CacheStarter, small_disk: Path
-) -> None:
-    """With no room for as much as a manifest, images are still pulled, and cached ones served."""
-    before = registry.put_image("project/before", layers=(noise(100_000),))
-    image = registry.put_image("project/app", layers=(noise(300_000),), index=True)
-    cache = start_cache({"storage": {"filesystem": {"rootdirectory": str(small_disk)}}})
-    cache.client().pull(before)
-    junk = small_disk / "junk"
-    with junk.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
-        file.writelines([b"x" * 4096] * 1000)
-    for _ in range(2):
-        cache.client().pull(image)
-        cache.client().pull(before)
-    junk.unlink()
-    cache.client().pull(image)
-    registry.refuse()
-    cache.client().pull(image)

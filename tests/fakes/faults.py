@@ -17,7 +17,7 @@ def eventually(condition: Callable[[], Any], what: str, *, seconds: float = 15) 
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s: {what}")
-        time.sleep(0.01)
+        time.sleep(0.01)  # a bounded poll: files and other processes tell nobody
     return value
 
 

@@ -64,6 +64,7 @@ async def send(
             seen.sent += end - start
             await response.write(body[start:end])
             if fault.rate:
+                # The rate is the fault.
                 await asyncio.sleep(started + seen.sent / fault.rate - time.monotonic())
     await response.write_eof()
     seen.finished = True
@@ -107,7 +108,7 @@ async def broken(request: web.BaseRequest) -> web.StreamResponse:
         unsent = array.array("i", [1])
         deadline = time.monotonic() + 5
         while unsent[0] and time.monotonic() < deadline and not transport.is_closing():
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.002)  # a bounded poll: the kernel tells nobody
             fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, unsent)
         if not transport.is_closing():
             linger = struct.pack("ii", 1, 0)

@@ -121,7 +121,7 @@ async def until(condition: Callable[[], Any]) -> None:
     for _ in range(4000):
         if condition():
             return
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)  # a bounded poll: a thread sets no event of the loop's
     raise AssertionError("never")
 
 
@@ -272,7 +272,7 @@ async def test_client_that_leaves_ends_nobody_elses_wait(
     first = asyncio.create_task(htpasswd.user(GOOD, HOME))
     await until(lambda: checks.asked)
     second = asyncio.create_task(htpasswd.user(GOOD, HOME))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the second joins
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first

@@ -52,7 +52,7 @@ async def recorded(wire: Wire, count: int) -> None:
     for _ in range(4000):
         if len(wire.recorded.lines) >= count:
             return
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)  # a bounded poll: a record is written after the answer
     raise AssertionError(f"{len(wire.recorded.lines)} access records, not {count}")
 
 

@@ -74,8 +74,9 @@ async def test_check_that_hangs_is_a_failure() -> None:
 
     task = asyncio.create_task(readiness.watch(check, interval=0.01, threshold=1))
     await asyncio.wait_for(hung.wait(), 20)
-    while readiness.store_ok:  # noqa: ASYNC110 - the watch tells nobody
-        await asyncio.sleep(0.005)
+    async with asyncio.timeout(20):
+        while readiness.store_ok:  # noqa: ASYNC110 - the watch tells nobody
+            await asyncio.sleep(0.005)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

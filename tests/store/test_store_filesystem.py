@@ -403,6 +403,23 @@ async def test_quarantine_twice_keeps_one(layout: Layout, files: FileStore) -> N
     assert [path.read_bytes() for path in layout.quarantine.iterdir()] == [b"damaged again"]
 
 
+async def test_quarantine_of_what_was_replaced(layout: Layout, files: FileStore) -> None:
+    """Of two workers that saw the damage the second leaves alone what has come in its place."""
+    await put(files, b"damaged", DIGEST)
+    other = FileStore(layout)
+    await other.open()
+    seen = [await store.open_blob(DIGEST) for store in (files, other)]
+    first, second = [blob.file for blob in seen if blob is not None]
+    await files.quarantine(DIGEST, first)
+    await put(files, CONTENT, DIGEST)
+    await other.quarantine(DIGEST, second)
+    assert await read(other, DIGEST) == CONTENT
+    assert [path.read_bytes() for path in layout.quarantine.iterdir()] == [b"damaged"]
+    for file in (first, second):
+        file.close()
+    await other.close()
+
+
 @pytest.mark.parametrize("size", [LIMIT, LIMIT + 1])
 async def test_manifest_is_read_up_to_its_limit(files: FileStore, size: int) -> None:
     """A file as large as a manifest may be is read, a larger one is a blob."""

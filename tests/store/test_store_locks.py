@@ -49,7 +49,7 @@ async def main():
         async with locks.hold("the mark"):
             mark.write_text(f"{os.getpid()} {turn}")
             os.sched_yield()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the others' chance to come in
             if mark.read_text() != f"{os.getpid()} {turn}":
                 sys.exit("not alone")
 

@@ -73,7 +73,7 @@ class Bench:
             await self.watch.wait()
         else:
             self.slept.append(seconds)
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)  # for what a real pause would let happen meanwhile
 
 
 Connect = Callable[..., Awaitable[RegistryClient]]
@@ -84,7 +84,7 @@ async def until(condition: Callable[[], Any], what: str) -> None:
     for _ in range(4000):
         if condition():
             return
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)  # a bounded poll: threads tell no event
     raise AssertionError(f"never: {what}")
 
 

@@ -308,7 +308,7 @@ class TestNames:
 
         monkeypatch.setattr(socket, "getaddrinfo", hang)
         lookup = asyncio.create_task(Resolver({}).resolve(HOST, 80))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it begins
         lookup.cancel()
         await asyncio.wait([lookup])
         release.open()

@@ -83,7 +83,7 @@ def wait_until(ready: Callable[[], bool], what: str, *, seconds: float = 30) -> 
     while not ready():
         if time.monotonic() > deadline:
             pytest.fail(f"not within {seconds} s: {what}")
-        time.sleep(0.02)
+        time.sleep(0.02)  # a bounded poll: other processes tell nobody
 
 
 class Server:
