@@ -20,26 +20,32 @@ from typing import Final
 import structlog
 from aiohttp import web
 
+from pullthrough import parts
+from pullthrough.board import Board, Fact
 from pullthrough.cache.blobs import Blobs
 from pullthrough.cache.download import Persistence
 from pullthrough.cache.listings import Listings
 from pullthrough.cache.manifests import Freshness, Manifests
-from pullthrough.config import Config, ConfigError, Loaded, Proxy, read_credential
+from pullthrough.cache.mirrored import Mirrored, Redirecting
+from pullthrough.config import Config, ConfigError, Loaded
 from pullthrough.server.auth import Htpasswd
 from pullthrough.server.edge import Access, Edge, Parts, listener
 from pullthrough.server.health import Readiness
 from pullthrough.store.filesystem import FileStore
 from pullthrough.store.layout import Layout
 from pullthrough.telemetry import logs, metrics
-from pullthrough.upstream.base import Credential
 from pullthrough.upstream.breaker import Breaker
-from pullthrough.upstream.client import RegistryClient, Settings
+from pullthrough.upstream.bucket import BucketSource, Reading
+from pullthrough.upstream.client import RegistryClient
 
 _log = structlog.get_logger()
 
 _FLUSH_EVERY: Final = 10.0  # seconds
 _REFRESH_EVERY: Final = 1.0  # seconds
 _BACKLOG: Final = 1024
+_REDIRECT: Final = 307
+_SIGNED_FOR: Final = 20 * 60
+"""Seconds for which an address of the bucket's is good, as Harbor's own are."""
 _SWITCH_INTERVAL: Final = 0.0005
 """Seconds after which the event loop lets a waiting thread have its turn. Python's own is ten times
 that, and a fill's disk thread waits for it at each batch: cold blobs came a quarter slower."""
@@ -52,10 +58,12 @@ class Shared:
     """What the workers have in common, made before they are forked."""
 
     layout: Layout
-    new_index: bool
-    """Whether somebody is to rebuild it."""
     breaker: memoryview
     """The breaker's cell: one state of the upstream for all."""
+    bucket: memoryview
+    """The bucket's breaker's cell."""
+    board: memoryview
+    """What the keeper tells."""
     alive: int
     """The reading end of a pipe that ends with the supervisor."""
 
@@ -66,8 +74,6 @@ class Worker:
 
     sockets: tuple[socket.socket, ...]
     debug_sockets: tuple[socket.socket, ...]
-    first: bool
-    """Whether it is the one that does what is to be done once."""
     reloaded: bool
     """Whether it takes the place of one that had reloaded."""
 
@@ -82,12 +88,16 @@ async def run(config: Config, shared: Shared, worker: Worker, reread: Callable[[
     )  # the supervisor hears it too, and says stop
     loop.add_reader(shared.alive, stop.set)
     async with contextlib.AsyncExitStack() as stack:
-        store = FileStore(shared.layout)
+        store = FileStore(
+            shared.layout,
+            make_room=parts.making_room(config, shared.layout),
+            mirrored=config.storage.s3 is not None,
+        )
         stack.push_async_callback(store.close)
         await store.open()
         source = await stack.enter_async_context(
             RegistryClient(
-                _settings(config.proxy),
+                parts.upstream(config.proxy),
                 breaker=Breaker(shared.breaker),
                 observe=metrics.UpstreamMetrics(),
             )
@@ -103,6 +113,7 @@ async def run(config: Config, shared: Shared, worker: Worker, reread: Callable[[
             store,
             source,
             Persistence(config.proxy.retries, patience=config.proxy.timeouts.firstbyte),
+            await _mirrored(config, shared, store, stack),
         )
         listings = Listings(store, source, freshness)
         for part in (manifests, blobs, listings):
@@ -111,12 +122,12 @@ async def run(config: Config, shared: Shared, worker: Worker, reread: Callable[[
         if config.auth is not None:
             htpasswd = Htpasswd(config.auth.path)
             stack.callback(htpasswd.close)
-        readiness = Readiness(lambda: source.up)
-        parts = Parts(
+        readiness = Readiness(lambda: source.up, _keeping(config, Board(shared.board)))
+        served = Parts(
             manifests, blobs, listings, readiness, htpasswd,
             config.auth.realm if config.auth is not None else "pullthrough",
         )  # fmt: skip
-        edge = Edge(parts, _Recorder(config), config.http.headers)
+        edge = Edge(served, _Recorder(config), config.http.headers)
         loop.add_signal_handler(signal.SIGHUP, lambda: _reload(reread, source, htpasswd))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGINT})
         if worker.reloaded:
@@ -131,8 +142,6 @@ async def run(config: Config, shared: Shared, worker: Worker, reread: Callable[[
                         store.healthy, interval=health.interval, threshold=max(1, health.threshold)
                     )
                 )
-            if shared.new_index and worker.first:
-                chores.append(store.rebuild_index())
             running = [tasks.create_task(chore) for chore in chores]
             async with (
                 _listening(
@@ -148,24 +157,49 @@ async def run(config: Config, shared: Shared, worker: Worker, reread: Callable[[
                 chore.cancel()
 
 
-def _settings(proxy: Proxy) -> Settings:
-    return Settings(
-        url=proxy.remoteurl,
-        credential=_credential(proxy),
-        resolve=proxy.resolve,
-        cafile=proxy.cafile,
-        skipverify=proxy.skipverify,
-        tokenhosts=frozenset(proxy.tokenhosts),
-        connect=proxy.timeouts.connect,
-        firstbyte=proxy.timeouts.firstbyte,
-        stall=proxy.timeouts.stall,
-        retries=proxy.retries,
+async def _mirrored(
+    config: Config, shared: Shared, store: FileStore, stack: contextlib.AsyncExitStack
+) -> Mirrored | None:
+    """Return what is known of the bucket, if there is one."""
+    s3 = config.storage.s3
+    # boto3 makes its client of files.
+    bucket = await asyncio.to_thread(parts.usable_bucket, config)
+    if bucket is None or s3 is None:
+        return None
+    reading = Reading(
+        sign=parts.signing(bucket, shared.layout, _SIGNED_FOR),
+        secure=(s3.endpoint or "https:").startswith("https:"),
+        cafile=parts.bucket_cas(),
+        skipverify=s3.skipverify,
+        firstbyte=config.proxy.timeouts.firstbyte,
+        stall=config.proxy.timeouts.stall,
+        user_agent=parts.USER_AGENT,
     )
+    source = await stack.enter_async_context(
+        BucketSource(reading, Breaker(shared.bucket), metrics.BUCKET_BYTES.inc)
+    )
+    redirect, redirecting = config.storage.redirect, None
+    if not redirect.disable:
+        redirecting = Redirecting(parts.bucket_host(s3, redirect.endpoint or s3.endpoint))
+    return Mirrored(store, source, redirecting)
 
 
-def _credential(proxy: Proxy) -> Credential | None:
-    login = read_credential(proxy)
-    return None if login is None else Credential(*login)
+def _keeping(config: Config, board: Board) -> Callable[[], dict[str, object]]:
+    """Return what says how the keeper does, for those who ask whether we are ready."""
+
+    def details() -> dict[str, object]:
+        if not board[Fact.KNOWN]:
+            return {}
+        told: dict[str, object] = {"stored_bytes": int(board[Fact.USED])}
+        if quota := int(board[Fact.QUOTA]):
+            told["quota_bytes"] = quota
+            told["pinned"] = "exceeds the quota" if board[Fact.PINNED] > quota else "ok"
+        if config.storage.s3 is not None:
+            told["bucket"] = "failing" if board[Fact.MIRROR_FAILING] else "ok"
+            told["upload_pending_bytes"] = int(board[Fact.PENDING])
+        return told
+
+    return details
 
 
 def _reload(
@@ -180,7 +214,7 @@ def _reload(
     config = loaded.config
     logs.configure(config.log.level, config.log.formatter, config.log.fields)
     try:
-        source.set_credential(_credential(config.proxy))
+        source.set_credential(parts.credential(config.proxy))
     except ConfigError as error:
         _log.error("upstream credential not taken up", problem=str(error))
     if htpasswd is not None:
@@ -238,6 +272,8 @@ class _Recorder:
         )
         if served is not None and cache == "stale":
             metrics.STALE.labels(served.detail).inc()
+        if access.status == _REDIRECT:
+            metrics.REDIRECTS.inc()
         if self._log is not None:
             self._log.info(
                 "request", request_id=access.request_id, address=access.address, user=access.user,

@@ -10,7 +10,8 @@ import click
 from passlib.hash import bcrypt
 
 from pullthrough import __version__, supervisor
-from pullthrough import config as configuration
+from pullthrough.commands import store
+from pullthrough.commands.opening import load
 
 _COST = 10
 _BCRYPT_LIMIT = 72
@@ -35,7 +36,7 @@ def main() -> None:
 @_CONFIG
 def serve(config: Path | None) -> None:
     """Run the cache until SIGTERM. SIGHUP re-reads logins, credentials and log level."""
-    path, loaded = _load(config)
+    path, loaded = load(config)
     if loaded is None:
         sys.exit(1)
     try:
@@ -45,13 +46,23 @@ def serve(config: Path | None) -> None:
 
 
 @main.command()
+@click.option("--connect", is_flag=True, help="Also ask the upstream and the bucket.")
 @_CONFIG
-def check(config: Path | None) -> None:
-    """Say everything that is wrong with CONFIG; exit 1 if anything is."""
-    path, loaded = _load(config)
+def check(config: Path | None, connect: bool) -> None:
+    """Say everything that is wrong with CONFIG; exit 1 if anything is.
+
+    With --connect also whether the upstream and the bucket answer, take our logins, and have the
+    same time.
+    """
+    path, loaded = load(config)
     if loaded is None:
         sys.exit(1)
     click.echo(f"{path}: good")
+    if connect:
+        from pullthrough.commands import connecting  # with what speaks HTTP
+
+        if not connecting.check(loaded):
+            sys.exit(1)
 
 
 @main.command()
@@ -82,13 +93,5 @@ def demo() -> None:
     sys.exit(demonstration.run())
 
 
-def _load(argument: Path | None) -> tuple[Path, configuration.Config | None]:
-    """Load the configuration and say on standard error what there is to say of it."""
-    try:
-        path = configuration.find(argument, os.environ)
-    except configuration.ConfigError as error:
-        raise click.ClickException(str(error)) from error
-    loaded = configuration.load(path, os.environ)
-    for problem in (*loaded.notices, *loaded.problems):
-        click.echo(str(problem), err=True)
-    return path, loaded.config
+for command in store.ALL:
+    main.add_command(command)

@@ -13,14 +13,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import setproctitle
 import structlog
 
 from pullthrough import config as configuration
-from pullthrough.config import Address, Config, Loaded
+from pullthrough.config import Address, Config, Loaded, local_root
+
+if TYPE_CHECKING:
+    from pullthrough.app import Shared
+    from pullthrough.keeper import Keeping
 
 _log = structlog.get_logger()
 
@@ -30,6 +35,8 @@ _GRACE: Final = 5.0
 _RESTART_PAUSE: Final = 1.0
 """Seconds before a worker that died is started again."""
 _BACKLOG: Final = 1024
+_CELL: Final = 512
+"""Bytes of shared memory for each of the upstream's state, the bucket's and the keeper's word."""
 
 
 def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
@@ -41,7 +48,7 @@ def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
 
-        from pullthrough import app
+        from pullthrough import app, keeper
         from pullthrough.store.filesystem import prepare
         from pullthrough.telemetry import logs, metrics
 
@@ -51,7 +58,7 @@ def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         if config.auth is None:
             _log.warning("no auth section: everyone who reaches this port may pull everything")
-        store = prepare(config.storage.rootdirectory)
+        store = prepare(local_root(config))
         stack.callback(os.close, store.in_use)
         workers = config.http.workers
         listening = [_listen(config.http.addr)]
@@ -64,19 +71,23 @@ def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
 
         stack.callback(stop_listening)
         alive, still_here = os.pipe()
-        cell = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
-        shared = app.Shared(store.layout, store.new_index, cell, alive)
+        page = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
+        cells = [page[start : start + _CELL] for start in range(0, 3 * _CELL, _CELL)]
+        shared = app.Shared(store.layout, cells[0], cells[1], cells[2], alive)
 
         def reread() -> Loaded:
             return configuration.load(path, environ)
 
         def be_worker(number: int, reloaded: bool) -> None:
             os.close(still_here)
+            if number == workers:
+                setproctitle.setproctitle("pullthrough: keeper")
+                keeper.work(_keeping(config, shared), alive)
+                return
             setproctitle.setproctitle(f"pullthrough: worker {number}")
             worker = app.Worker(
                 tuple(listening),
                 tuple(debugging),
-                first=number == 0,
                 reloaded=reloaded,
             )
             app.work(config, shared, worker, reread)
@@ -87,9 +98,24 @@ def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
             "listening", addr=f"{host}:{port}", workers=workers, upstream=config.proxy.remoteurl
         )
         return _keep_running(
-            workers, be_worker,
+            workers + 1, be_worker,  # and the keeper
             forget=metrics.forget_process, stopping=stop_listening, drain=config.http.draintimeout,
         )  # fmt: skip
+
+
+def _keeping(config: Config, shared: Shared) -> Keeping:
+    from pullthrough import parts
+    from pullthrough.board import Board
+    from pullthrough.keeper import Keeping
+
+    return Keeping(
+        layout=shared.layout,
+        bounds=parts.bounds(config),
+        board=Board(shared.board),
+        scrub_rate=config.cache.scrub.rate,
+        mirrored=config.storage.s3 is not None,
+        bucket=partial(parts.usable_bucket, config),
+    )
 
 
 def _in_memory(environ: Mapping[str, str]) -> str | None:

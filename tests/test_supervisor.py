@@ -18,7 +18,7 @@ import yaml
 
 from pullthrough import supervisor
 from tests.conftest import CacheStarter
-from tests.fakes.cache import ROOT, Cache, towards
+from tests.fakes.cache import ROOT, Cache, title, towards
 from tests.fakes.faults import Fault, Gate, eventually
 from tests.fakes.listener import hold_port
 from tests.fakes.registry import FakeRegistry
@@ -35,13 +35,23 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-def title(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
+def below(cache: Cache) -> list[int]:
+    """Return the processes below the supervisor that run: the workers, and the keeper."""
+    return [pid for pid in cache.pids()[1:] if is_alive(pid)]
 
 
 def workers(cache: Cache) -> list[int]:
-    """Return the processes below the supervisor that run."""
-    return [pid for pid in cache.pids()[1:] if is_alive(pid)]
+    return [pid for pid in cache.workers() if is_alive(pid)]
+
+
+def keeper(cache: Cache) -> int:
+    """Return the keeper, once there is one."""
+
+    def find() -> list[int]:
+        return [pid for pid in below(cache) if title(pid) == "pullthrough: keeper"]
+
+    (found,) = eventually(find, "a keeper")
+    return int(found)
 
 
 def events(cache: Cache, event: str) -> list[dict[str, Any]]:
@@ -79,32 +89,63 @@ def pair(start_cache: CacheStarter, temporary: Path) -> Iterator[Cache]:
 
 
 def test_processes_have_names(pair: Cache) -> None:
-    """Ps tells the supervisor from its workers, and shows no path to a configuration."""
+    """Ps tells each from the others, and shows no path to a configuration."""
     assert title(pair.pid) == "pullthrough: supervisor"
-    eventually(
-        lambda: (
-            sorted(map(title, workers(pair))) == ["pullthrough: worker 0", "pullthrough: worker 1"]
-        ),
-        "the workers' names",
-    )
+    names = ["pullthrough: keeper", "pullthrough: worker 0", "pullthrough: worker 1"]
+    eventually(lambda: sorted(map(title, below(pair))) == names, "their names")
 
 
 @pytest.mark.parametrize(("number", "how"), [(0, signal.SIGKILL), (1, signal.SIGSEGV)])
 def test_killed_worker_is_replaced(pair: Cache, number: int, how: signal.Signals) -> None:
     """Whichever worker dies, however: another takes its place and name, the other goes on."""
     before = workers(pair)
-    eventually(lambda: all(title(pid).startswith("pullthrough: w") for pid in before), "names")
     (victim,) = (pid for pid in before if title(pid) == f"pullthrough: worker {number}")
     (other,) = set(before) - {victim}
     os.kill(victim, how)
     eventually(lambda: len(set(workers(pair)) - {victim}) == 2, "another worker")
     assert other in workers(pair)
     (new,) = set(workers(pair)) - {other}
-    eventually(lambda: title(new) == f"pullthrough: worker {number}", "the name")
+    assert title(new) == f"pullthrough: worker {number}"
     (line,) = events(pair, "worker ended, starting another")
     assert (line["worker"], line["status"], line["level"]) == (number, -how, "error")
     eventually(lambda: pair.client(timeout=5).get("/livez").status == 200, "an answer")
     pair.stop()
+
+
+def test_killed_keeper_is_replaced(pair: Cache) -> None:
+    """Another takes its place, and no worker notices."""
+    before, victim = workers(pair), keeper(pair)
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: not is_alive(victim), "its end")
+    assert keeper(pair) != victim
+    assert workers(pair) == before
+    (line,) = events(pair, "worker ended, starting another")
+    assert (line["status"], line["level"]) == (-signal.SIGKILL, "error")
+    pair.stop()
+
+
+@pytest.mark.parametrize("how", [signal.SIGHUP, signal.SIGINT])
+def test_keeper_passes_over_what_is_not_for_it(pair: Cache, how: signal.Signals) -> None:
+    """A reload, or a terminal's Ctrl-C that the supervisor hears too, does not end it."""
+    before = keeper(pair)
+    os.kill(before, how)
+    pair.reload()
+    eventually(lambda: len(events(pair, "reloaded")) == 2, "two reloads")
+    assert keeper(pair) == before
+    pair.stop()
+    assert events(pair, "worker ended, starting another") == []
+
+
+def test_keeper_told_to_end(pair: Cache) -> None:
+    """It ends by itself, with exit code 0; the service goes on with another."""
+    before = keeper(pair)
+    ready = pair.client(timeout=5)
+    eventually(lambda: "stored_bytes" in ready.get("/readyz").json(), "its first word")
+    os.kill(before, signal.SIGTERM)
+    eventually(lambda: events(pair, "worker ended, starting another"), "its end")
+    (line,) = events(pair, "worker ended, starting another")
+    assert line["status"] == 0
+    assert keeper(pair) != before
 
 
 def test_as_many_descriptors_as_it_may_have(start_cache: CacheStarter) -> None:
@@ -118,7 +159,7 @@ def test_as_many_descriptors_as_it_may_have(start_cache: CacheStarter) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     eventually(lambda: len(events(cache, "worker ready")) == 2, "two workers")
     limits = [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in cache.pids()]
-    assert limits == [(hard, hard)] * 3
+    assert limits == [(hard, hard)] * 4
 
 
 @pytest.mark.parametrize("chosen", [False, True])
@@ -170,7 +211,7 @@ def test_sighup_at_the_very_start(registry: FakeRegistry, tmp_path: Path) -> Non
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
     try:
-        eventually(lambda: len(cache.pids()) == 3, "two workers")
+        eventually(lambda: len(cache.workers()) == 2, "two workers")
 
         def ready() -> bool:
             cache.reload()
@@ -209,32 +250,40 @@ def test_replaced_worker_has_what_was_reloaded(pair: Cache) -> None:
     pair.stop()
 
 
-def test_lost_index_is_rebuilt_by_two_workers(
-    registry: FakeRegistry, start_cache: CacheStarter
-) -> None:
-    """Whichever of them opens the new index first, the sizes in it are read from the files."""
-    image = registry.put_image("project/app")
+def test_lost_index_is_made_anew(registry: FakeRegistry, start_cache: CacheStarter) -> None:
+    """The keeper reads from the files what they say: content, names, sizes, links and tags."""
+    image = registry.put_image("project/app", index=True)
     cache = start_cache(TWO)
     cache.client().pull(image)
     index = cache.store / "pullthrough" / "index.sqlite"
+    queries = (
+        "SELECT digest, size, here, there FROM blob ORDER BY 1",
+        "SELECT * FROM refers ORDER BY 1, 2",
+        "SELECT * FROM link ORDER BY 1, 2, 3",
+        "SELECT repository, tag, digest FROM tag",
+    )
 
-    def sizes() -> int:
+    def known() -> list[list[Any]]:
         connection = sqlite3.connect(f"file:{index}?mode=ro", uri=True)
         try:
-            (count,) = connection.execute("SELECT count(*) FROM descriptor").fetchone()
-            return int(count)
+            return [connection.execute(query).fetchall() for query in queries]
         except sqlite3.OperationalError:
-            return 0
+            return []
         finally:
             connection.close()
 
-    known = eventually(sizes, "sizes of what was pulled")
-    for _ in range(4):
+    def all_is_known() -> bool:
+        counts = [len(rows) for rows in known()]
+        return counts == [len(image.manifests) + len(image.blobs), 3, 4, 1]
+
+    eventually(all_is_known, "all that was pulled")
+    before = known()
+    for _ in range(3):
         cache.stop()
         for path in index.parent.glob("index.sqlite*"):
             path.unlink()
         cache.start()
-        assert eventually(sizes, "sizes read from the files", seconds=4) == known
+        eventually(lambda: known() == before, "all that the files say")
 
 
 def test_log_fields_with_any_name(start_cache: CacheStarter) -> None:
@@ -284,10 +333,12 @@ def test_told_twice(registry: FakeRegistry, start_cache: CacheStarter) -> None:
 
 
 def test_death_of_the_supervisor(pair: Cache) -> None:
-    """Workers whose supervisor was killed end by themselves, and free the port."""
-    left = workers(pair)
+    """Those whose supervisor was killed end by themselves, the keeper too, and free the port."""
+    keeper(pair)
+    left = below(pair)
+    assert len(left) == 3
     os.kill(pair.pid, signal.SIGKILL)
-    eventually(lambda: not any(map(is_alive, left)), "the workers' end")
+    eventually(lambda: not any(map(is_alive, left)), "their end")
     assert not accepts(pair.port)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import BinaryIO, Final, NamedTuple, Protocol
 
@@ -47,6 +47,14 @@ class Listing:
 
     body: bytes
     served: Served
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A blob that the client is to fetch from the bucket; ``address`` is signed, and a secret."""
+
+    address: str = field(repr=False)
+    served: Served = Served(Outcome.HIT, "redirect")
 
 
 @dataclass(frozen=True, slots=True)

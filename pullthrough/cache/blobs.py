@@ -7,17 +7,18 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from pullthrough.cache.base import HIT, BlobReader, FileSlice, Outcome, Piece, Served
+from pullthrough.cache.base import HIT, BlobReader, FileSlice, Moved, Outcome, Piece, Served
 from pullthrough.cache.download import Download, Persistence
 from pullthrough.cache.feed import Unstored
 from pullthrough.cache.fill import Fill, Growing, Verification
 from pullthrough.cache.freshness import absent
+from pullthrough.cache.mirrored import Mirrored
 from pullthrough.oci.digest import Digest
 from pullthrough.oci.errors import BadUpstream, BlobUnknown, UpstreamTimeout
 from pullthrough.oci.reference import Repository
 from pullthrough.store.base import BlobStore, StoredBlob
 from pullthrough.store.partial import hash_file
-from pullthrough.upstream.base import Source, UpstreamError
+from pullthrough.upstream.base import BlobSource, Source, UpstreamError
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -31,6 +32,8 @@ _SMALL: Final = 4 << 20
 """Bytes: only a range no longer than this is passed through; a larger one waits for the fill, or
 parallel pullers' open-ended ranges would each cost the link a copy."""
 
+FROM_BUCKET: Final = Served(Outcome.HIT, "bucket")
+
 _VERIFY_FIRST: Final = 64 << 20
 """Bytes: content up to this size that was not written by us is verified before it is answered."""
 
@@ -43,8 +46,15 @@ def passes_through(start: int, end: int | None, visible: int) -> bool:
 class Blobs:
     """All blobs of one worker."""
 
-    def __init__(self, store: BlobStore, source: Source, persistence: Persistence) -> None:
+    def __init__(
+        self,
+        store: BlobStore,
+        source: Source,
+        persistence: Persistence,
+        mirrored: Mirrored | None = None,
+    ) -> None:
         self._store, self._source, self._persistence = store, source, persistence
+        self._mirrored = mirrored
         self._growing: dict[Digest, Growing] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -66,15 +76,26 @@ class Blobs:
         except UpstreamError as error:
             raise absent(error, BlobUnknown) from error
 
-    async def open(self, repository: Repository, digest: Digest) -> BlobReader:
-        """Return a reader of the blob; raises :class:`RegistryError` when there will be none."""
+    async def open(
+        self, repository: Repository, digest: Digest, asked: str = ""
+    ) -> BlobReader | Moved:
+        """Return a reader of the blob, or where else to fetch it; ``asked`` is the host asked.
+
+        Raises :class:`RegistryError` when there will be none.
+        """
         growing = self._growing.get(digest)
-        outcome = Outcome.COLLAPSED
+        served = Served(Outcome.COLLAPSED)
         if growing is None:
             blob = await self._store.open_blob(digest)
             if blob is not None and blob.verified:
                 await self._store.link_blob(repository, digest)
                 return WholeBlob(digest, blob, HIT)
+            size = None
+            if blob is None and self._mirrored is not None:
+                size = await self._mirrored.look(digest)
+                moved = await self._moved(self._mirrored, repository, digest, size, asked)
+                if moved is not None:
+                    return moved
             growing = self._growing.get(digest)
             if growing is not None:
                 if blob is not None:
@@ -82,15 +103,32 @@ class Blobs:
             elif blob is not None:
                 growing = self._start(Verification(self._store, digest, blob))
             else:
-                growing, outcome = self._fill(repository, digest), Outcome.MISS
+                growing = self._fill(repository, digest, in_bucket=size is not None)
+                served = Served(Outcome.MISS) if size is None else FROM_BUCKET
         growing.repositories.add(repository)
         if isinstance(growing, Verification):
             return await self._verified(repository, growing)
         if growing.feed.complete:
-            outcome = Outcome.HIT  # all here, only not yet safe on the disk
-        return await self._reader(repository, growing, outcome)
+            served = HIT  # all here, only not yet safe on the disk
+        return await self._reader(repository, growing, served)
 
-    async def _verified(self, repository: Repository, growing: Verification) -> BlobReader:
+    async def _moved(
+        self,
+        mirrored: Mirrored,
+        repository: Repository,
+        digest: Digest,
+        size: int | None,
+        asked: str,
+    ) -> Moved | None:
+        """Return where to send a client for a blob of which the bucket has ``size`` bytes."""
+        address = None if size is None else await mirrored.address(digest, size, asked)
+        if address is None:
+            return None
+        self._store.touch(digest)
+        await self._store.link_blob(repository, digest)
+        return Moved(address)
+
+    async def _verified(self, repository: Repository, growing: Verification) -> BlobReader | Moved:
         """Serve what somebody else put here; if it is damaged, fetch it instead."""
         if growing.size <= _VERIFY_FIRST:
             growing.hold()
@@ -100,10 +138,13 @@ class Blobs:
                 return await self.open(repository, growing.digest)  # it is set aside: a miss now
             finally:
                 growing.release()
-        return await self._reader(repository, growing, Outcome.HIT)
+        return await self._reader(repository, growing, HIT)
 
-    def _fill(self, repository: Repository, digest: Digest) -> Growing:
-        return self._start(Fill(self._store, self._source, repository, digest, self._persistence))
+    def _fill(self, repository: Repository, digest: Digest, *, in_bucket: bool) -> Growing:
+        source: BlobSource = self._source
+        if in_bucket and self._mirrored is not None:
+            source = self._mirrored.before(source)
+        return self._start(Fill(self._store, source, repository, digest, self._persistence))
 
     def _start(self, growing: G) -> G:
         self._growing[growing.digest] = growing
@@ -122,11 +163,9 @@ class Blobs:
         task.add_done_callback(self._tasks.discard)
         return growing
 
-    async def _reader(
-        self, repository: Repository, growing: Growing, outcome: Outcome
-    ) -> BlobReader:
+    async def _reader(self, repository: Repository, growing: Growing, served: Served) -> BlobReader:
         growing.hold()
-        reader = GrowingBlob(self, repository, growing, Served(outcome))
+        reader = GrowingBlob(self, repository, growing, served)
         try:
             async with asyncio.timeout(self._persistence.patience):
                 await growing.feed.sized()
@@ -147,7 +186,7 @@ class Blobs:
             raise
         else:
             reader.size = growing.feed.size
-            if growing.followed and outcome is Outcome.MISS:
+            if growing.followed and served.outcome is Outcome.MISS:
                 reader.served = Served(Outcome.COLLAPSED)
         return reader
 

@@ -13,7 +13,7 @@ import structlog
 
 from pullthrough.oci.digest import Digest
 from pullthrough.oci.reference import Repository
-from pullthrough.upstream.base import BlobBody, Failure, Source, UpstreamError
+from pullthrough.upstream.base import BlobBody, BlobSource, Failure, UpstreamError
 
 _log = structlog.get_logger()
 
@@ -62,7 +62,7 @@ class Download:
 
     def __init__(
         self,
-        source: Source,
+        source: BlobSource,
         repository: Repository,
         digest: Digest,
         *,

@@ -18,12 +18,14 @@ from pullthrough.cache.behind import WriteBehind
 from pullthrough.cache.download import Download, Persistence
 from pullthrough.cache.feed import Feed, Unstored
 from pullthrough.cache.freshness import absent
+from pullthrough.cache.mirrored import BucketFirst
 from pullthrough.oci.digest import Digest
 from pullthrough.oci.errors import BadUpstream, BlobUnknown, Unavailable
 from pullthrough.oci.reference import Repository
 from pullthrough.store.base import BlobStore, StoredBlob
+from pullthrough.store.files import out_of_room
 from pullthrough.store.partial import Partial, Progress, State, hash_file
-from pullthrough.upstream.base import Failure, Source, UpstreamError
+from pullthrough.upstream.base import BlobSource, Failure, UpstreamError
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -111,7 +113,7 @@ class Fill(Growing):
     def __init__(
         self,
         store: BlobStore,
-        source: Source,
+        source: BlobSource,
         repository: Repository,
         digest: Digest,
         persistence: Persistence,
@@ -202,14 +204,13 @@ class Fill(Growing):
             size = await self._bring(partial)
         except UpstreamError as error:
             if error.failure is Failure.INVALID:
-                partial.discard(State.BROKEN)
+                await self._refuse(partial)
             raise
         except OSError:
             partial.discard(State.UNSTORED)
             raise
         if size is None:
-            partial.discard(State.BROKEN)
-            _log.error("the upstream sent wrong content", digest=str(self.digest))
+            await self._refuse(partial)
             self.feed.fail(_wrong_content(self.digest))
             return
         partial.record(Progress(size, size, State.DONE))
@@ -226,6 +227,13 @@ class Fill(Growing):
             _log.warning("a blob was not kept", digest=str(self.digest), error=error.strerror)
             if partial.named():
                 partial.remove()
+
+    async def _refuse(self, partial: Partial) -> None:
+        """Throw wrong content away, and see to it that the bucket does not give it again."""
+        partial.discard(State.BROKEN)
+        _log.error("the source sent wrong content", digest=str(self.digest))
+        if isinstance(self._source, BucketFirst) and self._source.gave:
+            await self._store.forget_mirrored(self.digest, rotten=True)
 
     async def _sound(self, stored: StoredBlob) -> bool:
         hasher = self.digest.hasher()
@@ -267,7 +275,17 @@ class Fill(Growing):
         async def write(batch: list[bytes]) -> None:
             nonlocal present
             offset = present
-            present = await self._store.in_thread(lambda: partial.append(offset, batch, hasher))
+
+            def append() -> int:
+                return partial.append(offset, batch, hasher)
+
+            try:
+                present = await self._store.in_thread(append)
+            except OSError as error:
+                wanted = max((download.size or 0) - offset, sum(map(len, batch)))
+                if not out_of_room(error) or not await self._store.make_room(wanted):
+                    raise
+                present = await self._store.in_thread(append)
             partial.record(Progress(download.size, present - 1))
             self.feed.advance(present, download.size)
 

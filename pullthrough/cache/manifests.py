@@ -58,6 +58,7 @@ class Manifests:
         self._hot: LRUCache[Digest, StoredManifest] = LRUCache(
             _HOT_BYTES, getsizeof=lambda manifest: len(manifest.content) * 2 + 1024
         )
+        self._seen = store.generation
         self._tags: LRUCache[tuple[Repository, Tag], StoredTag] = LRUCache(_HOT_TAGS)
         self._checks: SingleFlight[tuple[Repository, Tag], _Checked] = SingleFlight()
         self._fetches: SingleFlight[tuple[Repository, Digest], StoredManifest] = SingleFlight()
@@ -231,8 +232,14 @@ class Manifests:
     # -- content -----------------------------------------------------------------------------------
 
     async def _local(self, digest: Digest) -> StoredManifest | None:
+        if self._seen != self._store.generation:
+            self._seen = self._store.generation
+            self._hot.clear()
+            self._tags.clear()
         manifest = self._hot.get(digest)
-        if manifest is None:
+        if manifest is not None:
+            self._store.touch(digest)
+        else:
             manifest = await self._store.read_manifest(digest)
             if manifest is not None:
                 self._keep_hot(manifest)

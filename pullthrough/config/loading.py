@@ -13,7 +13,15 @@ from pydantic_core import ErrorDetails
 from pullthrough.config import environment, tree
 from pullthrough.config.model import Config
 from pullthrough.config.problem import Findings, Path, Place, Problem
-from pullthrough.config.schema import DRIVERS, IGNORED, KNOWN, REFUSED, Keys, nearest
+from pullthrough.config.schema import (
+    BESIDE_DRIVER,
+    DRIVERS,
+    IGNORED,
+    KNOWN,
+    REFUSED,
+    Keys,
+    nearest,
+)
 from pullthrough.config.tree import Node
 from pullthrough.config.values import Invalid
 
@@ -82,12 +90,13 @@ def _read(path: FilePath, findings: Findings) -> Node | None:
 def _build(root: Node, findings: Findings) -> Config | None:
     plain = _prune(root, KNOWN, (), findings)
     _check_version(plain.pop("version", None), root, findings)
-    for section, driver in DRIVERS.items():
+    for section in DRIVERS:
         _check_driver(root, section, findings)
-        below = plain.pop(section, {})
-        if driver in below:
-            plain[section] = below[driver]
+    login = plain.pop("auth", {})
+    if "htpasswd" in login:
+        plain["auth"] = login["htpasswd"]
     _check_login(plain.setdefault("proxy", {}), root, findings)
+    _check_bucket(plain.get("storage", {}), plain.setdefault("cache", {}), root, findings)
     try:
         config = _ADAPTER.validate_python(plain)
     except ValidationError as error:
@@ -99,6 +108,10 @@ def _build(root: Node, findings: Findings) -> Config | None:
     if not config.http.debug.prometheus.enabled:
         path = ("http", "debug", "prometheus", "enabled")
         message = "ignored: metrics are always served on http.debug.addr"
+        findings.notice(_locate(root, path), path, message)
+    if config.storage.s3 is None and config.storage.redirect.endpoint is not None:
+        path = ("storage", "redirect", "endpoint")
+        message = "ignored: without storage.s3 there is nothing to redirect to"
         findings.notice(_locate(root, path), path, message)
     return config
 
@@ -151,7 +164,8 @@ def _check_version(version: Any, root: Node, findings: Findings) -> None:
 
 def _check_driver(root: Node, section: str, findings: Findings) -> None:
     node = _entries(root).get(section)
-    drivers = [key for key in _entries(node) if (section, key) not in IGNORED]
+    beside = {BESIDE_DRIVER, *IGNORED}
+    drivers = [key for key in _entries(node) if (section, key) not in beside]
     if len(drivers) > 1:
         place = _locate(root, (section, drivers[-1]))
         findings.problem(place, (section,), "several drivers, where only one can be")
@@ -172,10 +186,37 @@ def _check_login(proxy: dict[str, Any], root: Node, findings: Findings) -> None:
             findings.problem(_locate(root, path), path, message)
 
 
+def _check_bucket(
+    storage: dict[str, Any], cache: dict[str, Any], root: Node, findings: Findings
+) -> None:
+    bucket = "s3" in _entries(_entries(root).get("storage"))
+    s3 = storage.get("s3", {})
+    quota = cache.get("quota")
+    local = cache.pop("local", {})
+    if bucket:
+        # What is missing there, the model says.
+        cache["local"] = local
+    for wrong, path, message in (
+        (bucket and isinstance(quota, str) and quota.endswith("%"), ("cache", "quota"),
+         "a bucket has no size to take a share of: write it as in 500GiB"),
+        (local and not bucket, ("cache", "local"),
+         "only before a bucket: without storage.s3 there is storage.filesystem"),
+        ("s3" in storage and not s3.keys() & {"region", "regionendpoint"},
+         ("storage", "s3", "region"), "missing, and there is no regionendpoint either"),
+        ("accesskey" in s3 and "secretkey" not in s3, ("storage", "s3", "accesskey"),
+         "without a secretkey"),
+        ("secretkey" in s3 and "accesskey" not in s3, ("storage", "s3", "secretkey"),
+         "without an accesskey"),
+        ("keyid" in s3 and "encrypt" not in s3, ("storage", "s3", "keyid"), "without encrypt"),
+    ):  # fmt: skip
+        if wrong:
+            findings.problem(_locate(root, path), path, message)
+
+
 def _path(location: tuple[int | str, ...]) -> Path:
     """Return where in the file pydantic's location is."""
     keys = tuple(str(key) for key in location if key != "[key]")
-    driver = (DRIVERS[keys[0]],) if keys[0] in DRIVERS else ()
+    driver = ("htpasswd",) if keys[0] == "auth" else ()
     return (*keys[:1], *driver, *keys[1:])
 
 
@@ -200,7 +241,8 @@ def _message(error: ErrorDetails) -> str:
         return f"must be {context['expected']}"
     for bound, words in (("ge", "at least"), ("gt", "more than"), ("le", "at most")):
         if bound in context:
-            return f"must be {words} {context[bound]:g}"
+            limit = context[bound]
+            return f"must be {words} {limit if isinstance(limit, int) else format(limit, 'g')}"
     # What is left is of pydantic's own wording, which may quote the value.
     return _MESSAGES.get(kind, "expected a single value")
 

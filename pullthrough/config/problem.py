@@ -15,7 +15,7 @@ Path = tuple[str, ...]
 # A slip like {password:hunter2} makes a key of a secret: only what can be a key's name is shown.
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # And what stands below one of these is no key, but a secret that looks like YAML.
-_SECRET = re.compile(r"password|secret|accesskey", re.IGNORECASE)
+_SECRET = re.compile(r"password|secret|accesskey|sessiontoken", re.IGNORECASE)
 
 
 class Place(NamedTuple):

@@ -20,8 +20,10 @@ class Kind(Enum):
 
 Keys = dict[str, "Keys | Kind"]
 
-DRIVERS: Final = {"storage": "filesystem", "auth": "htpasswd"}
-"""Sections that name a driver, and the one there is; distribution takes any key for a driver."""
+DRIVERS: Final = frozenset({"storage", "auth"})
+"""Sections that name a driver: distribution takes any key of theirs for one, but for its own."""
+BESIDE_DRIVER: Final[Path] = ("storage", "redirect")
+"""The key of such a section that is acted on and is no driver."""
 
 
 def _keys(section: type) -> Keys:
@@ -40,13 +42,16 @@ def _kind(hint: Any) -> Keys | Kind:
 
 def _known() -> Keys:
     keys = _keys(Config) | {"version": Kind.VALUE}
-    return keys | {section: {driver: keys[section]} for section, driver in DRIVERS.items()}
+    return keys | {"auth": {"htpasswd": keys["auth"]}}
 
 
 KNOWN: Final = _known()
 """The keys that are acted on, as they stand in config.yml."""
 
 _PUSH = "this cache takes no pushes"
+_ENDPOINT = "write the endpoint itself in storage.s3.regionendpoint"
+_COPY = "nothing is copied within the bucket"
+_S3_LOG = "log.level is the bucket's too"
 IGNORED: Final[dict[Path, str]] = {
     ("loglevel",): "deprecated; use log.level",
     ("log", "hooks"): "no mail is sent from here",
@@ -54,9 +59,21 @@ IGNORED: Final[dict[Path, str]] = {
     ("storage", "cache"): "the index is kept beside the files",
     ("storage", "delete"): "clients cannot delete",
     ("storage", "maintenance"): _PUSH,
-    ("storage", "redirect"): "content is served from here",
     ("storage", "tag"): "tags are looked up one at a time",
     ("storage", "filesystem", "maxthreads"): "the disk is used as fast as clients ask",
+    ("storage", "s3", "accelerate"): _ENDPOINT,
+    ("storage", "s3", "loglevel"): _S3_LOG,
+    ("storage", "s3", "logs3apirequests"): _S3_LOG,
+    ("storage", "s3", "logs3apiresponseheaders"): _S3_LOG,
+    ("storage", "s3", "multipartcopychunksize"): _COPY,
+    ("storage", "s3", "multipartcopymaxconcurrency"): _COPY,
+    ("storage", "s3", "multipartcopythresholdsize"): _COPY,
+    ("storage", "s3", "objectacl"): "objects are private",
+    ("storage", "s3", "sessiontoken"): "temporary keys come from the environment",
+    ("storage", "s3", "usedualstack"): _ENDPOINT,
+    ("storage", "s3", "usefipsendpoint"): _ENDPOINT,
+    ("storage", "s3", "useragent"): "requests say what made them",
+    ("storage", "s3", "v4auth"): "requests are always signed by version 4",
     ("middleware",): "there are no middlewares",
     ("reporting",): "there is no error reporting service",
     ("http", "host"): "no answer holds an absolute URL",
@@ -70,14 +87,13 @@ IGNORED: Final[dict[Path, str]] = {
     ("health", "http"): "only the storage is checked",
     ("health", "tcp"): "only the storage is checked",
     ("catalog",): "the catalogue is paged as clients ask",
-    ("proxy", "ttl"): "content does not expire yet",
     ("compatibility",): "manifests are served as they came",
     ("validation",): _PUSH,
     ("policy",): _PUSH,
 }
 """distribution's keys that change nothing here."""
 
-_DRIVER = "this storage is not supported yet; use storage.filesystem"
+_DRIVER = "this storage is not supported; use storage.filesystem or storage.s3"
 _LOGIN = "this login is not supported; use auth.htpasswd"
 REFUSED: Final[dict[Path, tuple[str, tuple[str, ...]]]] = {
     ("http", "net"): ("only tcp is supported", ("tcp",)),
@@ -88,7 +104,7 @@ REFUSED: Final[dict[Path, tuple[str, tuple[str, ...]]]] = {
     ("auth", "silly"): (_LOGIN, ()),
     **{
         ("storage", driver): (_DRIVER, ())
-        for driver in ("azure", "gcs", "inmemory", "oss", "s3", "s3aws", "swift")
+        for driver in ("azure", "gcs", "inmemory", "oss", "s3aws", "swift")
     },
 }
 """distribution's keys whose loss would matter, and the values that are harmless all the same."""

@@ -13,6 +13,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from pullthrough.tending.pins import pattern
+
 PASSWORD_LIMIT: Final = 64 * 1024
 """Bytes of a password's file."""
 WORKERS_LIMIT: Final = 64
@@ -39,7 +41,14 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _AUTHORITY = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^\[\]:]*))(?::(?P<port>[^\[\]:]*))?")
 _PORT = re.compile(r"[0-9]{1,5}")
+# What boto3 takes for one, before it asks anybody.
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+_REGION = re.compile(r"(?![0-9]+$)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_PIN = re.compile(
+    r"(?=[^:]{1,255}(?::|$))[a-z0-9._*?-]+(?:/[a-z0-9._*?-]+)*(?::[A-Za-z0-9._*?-]{1,128})?"
+)
 _PORT_LIMIT = 65535
+_PREFIX_LIMIT = 512  # bytes; a key has 1024, and registry:2's path with a long name wants its part
 _TEXT_LIMIT = 64
 _DURATION_LIMIT = 2**63 / 1e9  # what Go's time.Duration holds, in seconds
 
@@ -125,6 +134,11 @@ def lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
+def upper(value: Any) -> Any:
+    """Return text in capitals, as distribution takes a storage class."""
+    return value.upper() if isinstance(value, str) else value
+
+
 def hostname(text: str) -> str:
     """Return a host's name or IPv4 address, in small letters."""
     if not _HOST.fullmatch(text):
@@ -163,17 +177,79 @@ def ip(text: str) -> str:
 
 def origin(text: str) -> str:
     """Return a registry's ``scheme://host[:port]``."""
+    return _origin(
+        text,
+        login="use proxy.username and proxy.password",
+        path="must not have a path: the API is taken to be at /v2/",
+    )
+
+
+def endpoint(text: str) -> str:
+    """Return an object storage's ``scheme://host[:port]``."""
+    return _origin(
+        text,
+        login="use storage.s3.accesskey and storage.s3.secretkey",
+        path="must not have a path",
+    )
+
+
+def region_endpoint(text: str) -> str:
+    """Return an object storage's ``scheme://host[:port]``, or ``host[:port]`` where it is short."""
+    return endpoint(text) if "://" in text else authority(text)
+
+
+def _origin(text: str, *, login: str, path: str) -> str:
     scheme, _, rest = text.partition("://")
     if scheme.lower() not in {"http", "https"}:
         raise Invalid("must begin with http:// or https://")
     if "@" in rest:
-        raise Invalid("must not hold a login: use proxy.username and proxy.password")
+        raise Invalid(f"must not hold a login: {login}")
     if "?" in rest or "#" in rest:
         raise Invalid("must not have a query or a fragment")
-    host, _, path = rest.partition("/")
-    if path:
-        raise Invalid("must not have a path: the API is taken to be at /v2/")
+    host, _, below = rest.partition("/")
+    if below:
+        raise Invalid(path)
     return f"{scheme.lower()}://{authority(host)}"
+
+
+def bucket(text: str) -> str:
+    """Return a bucket's name."""
+    if not _BUCKET.fullmatch(text):
+        raise Invalid("not a bucket's name")
+    return text
+
+
+def region(text: str) -> str:
+    """Return a region's name, which stands in host names and signatures."""
+    if not _REGION.fullmatch(text):
+        raise Invalid("not a region's name")
+    return text
+
+
+def prefix(text: str) -> str:
+    """Return what stands before every key in a bucket, without slashes around it.
+
+    ``""``, ``/`` and ``/a/b/`` mean to distribution what they mean here.
+    """
+    if _CONTROL.search(text) or {".", ".."}.intersection(text.split("/")):
+        raise Invalid("a control character, or . or .. for a directory")
+    if len(text.encode()) > _PREFIX_LIMIT:
+        raise Invalid(f"longer than {_PREFIX_LIMIT} bytes")
+    return text.strip("/")
+
+
+def pin(text: str) -> str:
+    """Return a pattern of images: a repository's, and after a colon a tag's if not all are meant.
+
+    Only what a name or a tag is made of, and ``*``, ``**`` and ``?``.
+    """
+    if not _PIN.fullmatch(text):
+        raise Invalid("not a pattern like prod/** or base/python:3.*")
+    try:
+        pattern(text)
+    except ValueError:
+        raise Invalid("a pattern that no image can match, like prod** for prod/**") from None
+    return text
 
 
 def url_path(text: str) -> str:

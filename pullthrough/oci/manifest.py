@@ -34,6 +34,8 @@ ACCEPT: Final = (
 """What is asked of an upstream: everything. One cached copy then serves every client."""
 
 _SIZE_LIMIT = 1 << 50
+_WORD = 32
+"""Characters of a platform's part that are kept."""
 
 
 class ManifestInvalid(ValueError):
@@ -42,11 +44,15 @@ class ManifestInvalid(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What a manifest says of content it names; ``size`` is in bytes, None in docker's schema 1."""
+    """What a manifest says of content it names; ``size`` is in bytes, None in docker's schema 1.
+
+    ``platform`` is what an index says of an image, as in ``linux/arm64/v8``.
+    """
 
     digest: Digest
     size: int | None
     media_type: str
+    platform: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +165,16 @@ def _descriptor(entry: Any) -> Descriptor:
     size = entry.get("size")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= _SIZE_LIMIT:
         raise ManifestInvalid("a descriptor without a size")
-    return Descriptor(_digest(entry.get("digest")), size, _text(entry, "mediaType"))
+    digest = _digest(entry.get("digest"))
+    return Descriptor(digest, size, _text(entry, "mediaType"), platform(entry.get("platform")))
+
+
+def platform(entry: Any) -> str:
+    """Return ``os/architecture[/variant]`` of an index's platform or an image's config, else ""."""
+    if not isinstance(entry, dict):
+        return ""
+    parts = [entry.get(key) for key in ("os", "architecture", "variant")]
+    return "/".join(part[:_WORD] for part in parts if isinstance(part, str) and part)
 
 
 def _digest(value: Any) -> Digest:

@@ -8,8 +8,9 @@ from typing import Final
 
 from aiofiles.base import wrap
 from aiohttp import web
+from yarl import URL
 
-from pullthrough.cache.base import BlobReader, FileSlice, Piece
+from pullthrough.cache.base import BlobReader, FileSlice, Moved, Piece
 from pullthrough.cache.blobs import Blobs
 from pullthrough.server.base import Exchange, matches
 from pullthrough.server.ranges import ByteRange, parse
@@ -35,7 +36,14 @@ async def serve_blob(exchange: Exchange, route: BlobRoute, blobs: Blobs) -> web.
         exchange.headers["Content-Type"] = _CONTENT_TYPE
         exchange.headers["Content-Length"] = str(size)
         return web.Response(headers=exchange.headers)
-    reader = await blobs.open(route.repository, route.digest)
+    reader = await blobs.open(route.repository, route.digest, _hostname(exchange.request))
+    if isinstance(reader, Moved):
+        exchange.mark(reader.served)
+        exchange.headers["Location"] = reader.address
+        exchange.headers["Content-Length"] = "0"
+        # The address is signed for this client and these minutes.
+        exchange.headers["Cache-Control"] = "no-store"
+        return web.Response(status=307, headers=exchange.headers)
     try:
         exchange.mark(reader.served)
         if matches(exchange.request.headers.get("If-None-Match"), etag):
@@ -43,6 +51,14 @@ async def serve_blob(exchange: Exchange, route: BlobRoute, blobs: Blobs) -> web.
         return await _send(exchange, reader)
     finally:
         reader.close()
+
+
+def _hostname(request: web.BaseRequest) -> str:
+    """Return the host that the client asked, without its port; "" when it named none."""
+    try:
+        return (URL(f"//{request.host}").host or "").lower()
+    except ValueError:
+        return ""
 
 
 async def _send(exchange: Exchange, reader: BlobReader) -> web.StreamResponse:

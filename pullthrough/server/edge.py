@@ -7,6 +7,7 @@ where its access line is written.
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import secrets
 import socket
@@ -25,7 +26,7 @@ from pullthrough.cache.base import Served
 from pullthrough.cache.blobs import Blobs
 from pullthrough.cache.listings import Listings
 from pullthrough.cache.manifests import Manifests
-from pullthrough.oci.errors import RegistryError, Unsupported
+from pullthrough.oci.errors import RegistryError, Unavailable, Unsupported
 from pullthrough.server import routes
 from pullthrough.server.auth import Htpasswd
 from pullthrough.server.base import Exchange, flat
@@ -129,10 +130,10 @@ class Edge:
         except (ConnectionError, asyncio.CancelledError):
             _abort(exchange)
             raise
-        except Exception:  # noqa: BLE001 - a client gets no traceback, whatever it is
-            _log.exception("request failed", request_id=request_id)
-            status = _INTERNAL
-            response = self._refuse(exchange, InternalError("internal error"))
+        except Exception as failure:  # noqa: BLE001 - a client gets no traceback, whatever it is
+            internal = _internal(failure, request_id)
+            status = internal.status
+            response = self._refuse(exchange, internal)
         finally:
             self._recorder.finished(
                 Access(
@@ -187,6 +188,15 @@ class Edge:
         )  # fmt: skip
         _abort(exchange)
         raise ConnectionResetError(error.message) from error
+
+
+def _internal(failure: Exception, request_id: str) -> RegistryError:
+    """Return what a client is told of a failure that nobody foresaw."""
+    if isinstance(failure, OSError) and failure.errno in (errno.EMFILE, errno.ENFILE):
+        _log.error("too many open files", request_id=request_id)
+        return Unavailable("too many open files; ask again")
+    _log.error("request failed", request_id=request_id, exc_info=failure)
+    return InternalError("internal error")
 
 
 def _loggable(target: str) -> str:

@@ -22,6 +22,8 @@ class Readiness:
     """What ``/readyz`` says. The upstream's state is told, and decides nothing."""
 
     upstream_up: Callable[[], bool]
+    keeping: Callable[[], dict[str, object]] = dict
+    """Says more of the store: its bounds, the bucket. It decides nothing either."""
     store_ok: bool = True
     draining: bool = False
 
@@ -37,6 +39,7 @@ class Readiness:
             "store": "ok" if self.store_ok else "failing",
             "upstream": "up" if self.upstream_up() else "down",
             "draining": self.draining,
+            **self.keeping(),
         }
 
     async def watch(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from pullthrough.oci.digest import Digest
-from pullthrough.oci.manifest import Descriptor, Manifest
+from pullthrough.oci.manifest import Manifest
 from pullthrough.oci.reference import Repository, Tag
 from pullthrough.store.partial import Partial
 
@@ -56,7 +56,7 @@ class BlobStore(Protocol):
         """Open what is here under ``digest``."""
 
     async def blob_size(self, digest: Digest) -> int | None:
-        """Return the size in bytes of what is here, else None."""
+        """Return the size in bytes of what is here or in the bucket, else None."""
 
     async def named_size(self, digest: Digest) -> int | None:
         """Return the size in bytes that a cached manifest gives for ``digest``, here or not."""
@@ -82,9 +82,31 @@ class BlobStore(Protocol):
     async def in_thread(self, work: Callable[[], int]) -> int:
         """Run disk work beside the event loop."""
 
+    def touch(self, digest: Digest) -> None:
+        """Note a use of content that was not opened here."""
+
+    async def make_room(self, size: int) -> bool:
+        """Take away what was not used for longest, until ``size`` bytes more fit."""
+
+    async def mirrored(self, digest: Digest) -> int | None:
+        """Return the size in bytes of what is known to be in the bucket."""
+
+    async def forget_mirrored(self, digest: Digest, *, rotten: bool = False) -> None:
+        """Remember that the bucket does not have it, or is to lose it for being ``rotten``."""
+
+    async def not_mirrored(self, digest: Digest) -> bool:
+        """Whether the bucket is known not to have it, or to lose it."""
+
 
 class ManifestStore(Protocol):
     """Manifests and tags."""
+
+    @property
+    def generation(self) -> int:
+        """Goes up when something that was here is taken away: what memory holds may be wrong."""
+
+    def touch(self, digest: Digest) -> None:
+        """Note a use of content that memory held."""
 
     async def read_manifest(self, digest: Digest) -> StoredManifest | None:
         """Return a manifest that is here and sound."""
@@ -131,8 +153,3 @@ class Store(BlobStore, ManifestStore, ListingStore, Protocol):
     @property
     def locks(self) -> Locking:
         """The locks between the processes that share it."""
-
-
-def names(manifest: Manifest) -> tuple[Descriptor, ...]:
-    """Return every descriptor whose size a manifest tells."""
-    return (*manifest.manifests, *manifest.blobs)

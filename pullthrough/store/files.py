@@ -11,6 +11,9 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the system says when nothing more can be written."""
 
 
+_RACES = 16
+
+
 def out_of_room(error: OSError) -> bool:
     """Whether ``error`` says that the disk, or the quota on it, is full."""
     return error.errno in NO_ROOM
@@ -39,8 +42,17 @@ def write_whole(path: Path, content: bytes, *, temporary: Path, durable: bool = 
 
 def rename_into(source: Path, target: Path, *, durable: bool = True) -> None:
     """Rename, making the directories above ``target``, and have the name survive a power cut."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source.rename(target)
+    for _ in range(_RACES):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            source.rename(target)
+        except FileNotFoundError:
+            # An empty directory may be taken away at any time; the source is there, or never was.
+            source.stat()
+        else:
+            break
+    else:
+        raise OSError(errno.EBUSY, "its directory is taken away again and again")
     if durable:
         sync_directory(target.parent)
 

@@ -9,7 +9,7 @@ import asyncio
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, TypeVar
@@ -20,15 +20,18 @@ from cachetools import LRUCache
 
 from pullthrough.oci import manifest as manifests
 from pullthrough.oci.digest import Digest
-from pullthrough.oci.errors import DigestInvalid, NameInvalid
+from pullthrough.oci.errors import DigestInvalid
 from pullthrough.oci.reference import Repository, Tag
 from pullthrough.store import index
-from pullthrough.store.base import StoredBlob, StoredManifest, StoredTag, names
-from pullthrough.store.files import read_bounded, sync_directory, write_whole
-from pullthrough.store.index import Index
-from pullthrough.store.layout import Layout
+from pullthrough.store.base import StoredBlob, StoredManifest, StoredTag
+from pullthrough.store.files import out_of_room, read_bounded, sync_directory, write_whole
+from pullthrough.store.generation import Generation
+from pullthrough.store.index import MIRROR_KNOWN, Index
+from pullthrough.store.layout import Layout, repositories
 from pullthrough.store.locks import Locks
 from pullthrough.store.partial import Partial
+from pullthrough.store.quarantine import set_aside
+from pullthrough.store.reconcile import named_by
 
 T = TypeVar("T")
 
@@ -37,6 +40,8 @@ _log = structlog.get_logger()
 _DISK_THREADS: Final = 8
 _LINK_LIMIT: Final = 256
 _KNOWN_LIMIT: Final = 200_000  # digests, some 100 bytes each
+_LITTLE: Final = 64 << 10
+"""Bytes: what is made room for where a link or a manifest found none."""
 _ABANDONED_AFTER: Final = 7 * 24 * 3600.0
 """Seconds: a partial that nobody went on with for so long is not worth its room."""
 
@@ -47,8 +52,6 @@ class Prepared(NamedTuple):
     layout: Layout
     in_use: int
     """A descriptor to keep open while it is in use, lest a second server sweep under the first."""
-    new_index: bool
-    """Whether :meth:`FileStore.rebuild_index` is called for."""
 
 
 def prepare(root: Path) -> Prepared:
@@ -64,7 +67,8 @@ def prepare(root: Path) -> Prepared:
     else:
         _sweep(layout)
     fcntl.flock(in_use, fcntl.LOCK_SH)
-    return Prepared(layout, in_use, index.prepare(layout.index))
+    index.prepare(layout.index)
+    return Prepared(layout, in_use)
 
 
 def _sweep(layout: Layout) -> None:
@@ -79,10 +83,21 @@ def _sweep(layout: Layout) -> None:
 
 
 class FileStore:
-    """Implements :class:`pullthrough.store.base.Store` in a directory."""
+    """Implements :class:`pullthrough.store.base.Store` in a directory.
 
-    def __init__(self, layout: Layout) -> None:
+    ``make_room`` frees so many bytes, in a thread, and says whether it could. ``mirrored``: what is
+    here is also kept in a bucket.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        make_room: Callable[[int], bool] = lambda _: False,
+        mirrored: bool = False,
+    ) -> None:
         self._layout = layout
+        self._make_room, self._mirrored = make_room, mirrored
         self._index = Index(layout.index)
         self._disk = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="disk")
         # Hashing a large file takes seconds: nobody who only opens one waits behind it.
@@ -90,6 +105,8 @@ class FileStore:
         self._verified: LRUCache[Digest, None] = LRUCache(_KNOWN_LIMIT)
         self._linked: LRUCache[tuple[Repository, Digest], None] = LRUCache(_KNOWN_LIMIT)
         self.locks = Locks(layout.locks)
+        self._generation = Generation(layout.generation)
+        self._seen = self._generation.number
 
     async def open(self) -> None:
         """Open the index."""
@@ -100,6 +117,7 @@ class FileStore:
         await self._index.close()
         self._disk.shutdown()
         self._content.shutdown()
+        self._generation.close()
         self.locks.close()
 
     async def flush(self) -> None:
@@ -110,9 +128,31 @@ class FileStore:
         """Whether the store's directories answer."""
         return await self._run(self._layout.blobs.is_dir)
 
+    @property
+    def generation(self) -> int:
+        """Goes up when something that was here is taken away: what memory holds may be wrong."""
+        return self._generation.number
+
+    def touch(self, digest: Digest) -> None:
+        """Note a use of content that memory held."""
+        self._index.touch(digest)
+
+    async def make_room(self, size: int) -> bool:
+        """Take away what was not used for longest, until ``size`` bytes more fit."""
+        return await self._run(lambda: self._make_room(size))
+
     async def _run(self, work: Callable[[], T]) -> T:
         result: T = await wrap(work)(executor=self._disk)
         return result
+
+    async def _write(self, work: Callable[[], T]) -> T:
+        """Run what writes a little; where there is no room for it, make some and try again."""
+        try:
+            return await self._run(work)
+        except OSError as error:
+            if not out_of_room(error) or not await self.make_room(_LITTLE):
+                raise
+            return await self._run(work)
 
     async def in_thread(self, work: Callable[[], int]) -> int:
         """Run work on content beside the event loop."""
@@ -124,22 +164,28 @@ class FileStore:
         """Open what is here under ``digest``."""
         path = self._layout.blob(digest)
 
-        def work() -> tuple[StoredBlob | None, bool]:
+        def work() -> StoredBlob | None:
             try:
                 # The reader's, who closes it.
                 file = path.open("rb", buffering=0)
             except (FileNotFoundError, NotADirectoryError):
-                return None, False
-            return StoredBlob(file, os.fstat(file.fileno()).st_size, verified=True), True
+                return None
+            try:
+                # Held for as long as the file is open: what is read is not taken away.
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                return None  # it is being taken away
+            return StoredBlob(file, os.fstat(file.fileno()).st_size, verified=True)
 
-        blob, found = await self._run(work)
-        if found and blob is not None:
+        blob = await self._run(work)
+        if blob is not None:
             blob.verified = await self._is_verified(digest)
             self._index.touch(digest)
         return blob
 
     async def blob_size(self, digest: Digest) -> int | None:
-        """Return the size in bytes of what is here, else None."""
+        """Return the size in bytes of what is here or in the bucket, else None."""
         path = self._layout.blob(digest)
 
         def work() -> int | None:
@@ -148,7 +194,23 @@ class FileStore:
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-        return await self._run(work)
+        size = await self._run(work)
+        return size if size is not None or not self._mirrored else await self.mirrored(digest)
+
+    async def mirrored(self, digest: Digest) -> int | None:
+        """Return the size in bytes of what is known to be in the bucket."""
+        return await self._index.there(digest)
+
+    async def forget_mirrored(self, digest: Digest, *, rotten: bool = False) -> None:
+        """Remember that the bucket does not have it, or is to lose it for being ``rotten``."""
+        if rotten:
+            await self._index.bury(self._layout.key(self._layout.blob(digest)))
+        await self._index.not_there(digest)
+
+    async def not_mirrored(self, digest: Digest) -> bool:
+        """Whether the bucket is known not to have it, or to lose it."""
+        key = self._layout.key(self._layout.blob(digest))
+        return await self._index.noted(MIRROR_KNOWN) is not None or await self._index.buried(key)
 
     async def named_size(self, digest: Digest) -> int | None:
         """Return the size in bytes that a cached manifest gives for ``digest``."""
@@ -156,11 +218,11 @@ class FileStore:
 
     async def open_partial(self, digest: Digest) -> Partial:
         """Open the unfinished content of ``digest``, or begin it; raises :class:`OSError`."""
-        return await self._run(lambda: Partial.open(self._layout, digest))
+        return await self._write(lambda: Partial.open(self._layout, digest))
 
     async def publish(self, partial: Partial, digest: Digest) -> None:
         """Give verified content its name; raises :class:`OSError`."""
-        await self._run(lambda: partial.publish(self._layout.blob(digest)))
+        await self._write(lambda: partial.publish(self._layout.blob(digest)))
 
     async def secure(self, partial: Partial, digest: Digest, size: int) -> None:
         """Have what was published survive a power cut; raises :class:`OSError`.
@@ -183,42 +245,37 @@ class FileStore:
 
     async def quarantine(self, digest: Digest, file: BinaryIO | None = None) -> None:
         """Set aside what is here, if it still is ``file``: it is not what its digest says."""
-        path = self._layout.blob(digest)
-        aside = self._layout.quarantine / f"{digest.algorithm}-{digest.hex}"
-        _log.error("content is not what its digest says, set aside", digest=str(digest))
-
-        def work() -> None:
-            aside.parent.mkdir(exist_ok=True)
-            # Another worker may have seen it too, and have put sound content here since.
-            if file is None or os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                path.replace(aside)
-
-        self._verified.pop(digest, None)
-        try:
-            await self._run(work)
-        except FileNotFoundError:
-            return  # another worker saw it too
-        await self._index.forget_blob(digest)
+        if await self._run(lambda: set_aside(self._layout, digest, file)):
+            _log.error("content is not what its digest says, set aside", digest=str(digest))
+            self._verified.pop(digest, None)
+            await self._index.forget_blob(digest)
 
     async def link_blob(self, repository: Repository, digest: Digest) -> None:
         """Let the repository have the blob, if the repository is a known one."""
-        await self._link(repository, digest, self._layout.layer_link)
+        await self._link(repository, digest, "layers")
+
+    def _keep_up(self) -> None:
+        """Forget what memory holds when something was taken away."""
+        if self._seen != self._generation.number:
+            self._seen = self._generation.number
+            self._linked.clear()
+            self._verified.clear()
 
     async def _is_verified(self, digest: Digest) -> bool:
+        self._keep_up()
         if digest not in self._verified:
             if not await self._index.verified(digest):
                 return False
             self._verified[digest] = None
         return True
 
-    async def _link(
-        self, repository: Repository, digest: Digest, path: Callable[[Repository, Digest], Path]
-    ) -> None:
+    async def _link(self, repository: Repository, digest: Digest, kind: str) -> None:
         """Write a link where the repository is one that the upstream is known to have."""
+        self._keep_up()
         key = (repository, digest)
         if key in self._linked:
             return
-        link = path(repository, digest)
+        link = self._layout.link(repository, kind, digest)
         known = self._layout.repository(repository) / "_manifests"
 
         def work() -> bool:
@@ -232,7 +289,8 @@ class FileStore:
             return True
 
         try:
-            if await self._run(work):
+            if await self._write(work):
+                await self._index.add_link(repository, digest, kind)
                 self._linked[key] = None
         except OSError as error:
             _log.warning("link not written", error=str(error))
@@ -261,26 +319,28 @@ class FileStore:
         text = str(digest).encode()
 
         def work() -> None:
-            revision = layout.revision_link(repository, digest)
+            revision = layout.link(repository, "revisions", digest)
             if not layout.blob(digest).exists():
                 write_whole(layout.blob(digest), manifest.content, temporary=layout.temporary)
             if not revision.exists():
                 write_whole(revision, text, temporary=layout.temporary, durable=False)
             # What another repository brought is this one's too; the rest is linked as it comes.
             for blob in manifest.parsed.blobs:
-                link = layout.layer_link(repository, blob.digest)
+                link = layout.link(repository, "layers", blob.digest)
                 if layout.blob(blob.digest).exists() and not link.exists():
                     write_whole(
                         link, str(blob.digest).encode(), temporary=layout.temporary, durable=False
                     )
 
-        await self._run(work)
-        await self._index.add_descriptors(names(manifest.parsed))
-        await self.confirm(digest, len(manifest.content))
+        await self._write(work)
+        self._verified[digest] = None
+        await self._index.add_manifest(
+            repository, digest, len(manifest.content), named_by(manifest.parsed)
+        )
 
     async def link_manifest(self, repository: Repository, digest: Digest) -> None:
         """Let the repository have the manifest, if the repository is a known one."""
-        await self._link(repository, digest, self._layout.revision_link)
+        await self._link(repository, digest, "revisions")
 
     async def read_tag(self, repository: Repository, tag: Tag) -> StoredTag | None:
         """Return what a tag was when it was last seen."""
@@ -309,12 +369,14 @@ class FileStore:
             write_whole(history, text, temporary=layout.temporary, durable=False)
             write_whole(current, text, temporary=layout.temporary)
 
-        await self._run(work)
-        await self._index.set_checked(repository, tag, digest, when)
+        await self._write(work)
+        await self._index.set_checked(repository, tag, digest, when, layout.key(current))
 
     async def remove_tag(self, repository: Repository, tag: Tag) -> None:
         """Forget a tag that the upstream no longer has; its manifest stays, by digest."""
         current = self._layout.tag_link(repository, tag)
+        if self._mirrored:  # noted first, or a crash in between would bring it back
+            await self._index.bury(self._layout.key(current))
 
         def work() -> None:
             current.unlink(missing_ok=True)
@@ -352,44 +414,4 @@ class FileStore:
 
     async def repositories(self) -> tuple[str, ...]:
         """Return the repositories of which a manifest is cached, sorted."""
-        return await self._run(lambda: tuple(sorted(r.name for r in self._walk())))
-
-    async def rebuild_index(self) -> None:
-        """Read the cached manifests again for the sizes that they tell."""
-
-        def work() -> dict[Digest, int]:
-            sizes: dict[Digest, int] = {}
-            for repository in self._walk():
-                revisions = self._layout.repository(repository) / "_manifests" / "revisions"
-                for link in revisions.glob("*/*/link"):
-                    sizes.update(self._sizes_told_by(link))
-            return sizes
-
-        # A thread of its own: a walk over a large store must not hold a disk thread for long.
-        try:
-            sizes = await asyncio.to_thread(work)
-        except OSError as error:
-            _log.warning("the index was not rebuilt", why=str(error))
-            return
-        await self._index.rebuild_from(sizes)
-
-    def _sizes_told_by(self, link: Path) -> dict[Digest, int]:
-        try:
-            digest = Digest.parse((read_bounded(link, _LINK_LIMIT) or b"").decode().strip())
-            content = read_bounded(self._layout.blob(digest), manifests.LIMIT)
-            if content is None or not digest.matches(content):
-                return {}
-            parsed = manifests.parse(content)
-        except (DigestInvalid, UnicodeDecodeError, manifests.ManifestInvalid, OSError):
-            return {}
-        return {d.digest: d.size for d in names(parsed) if d.size is not None}
-
-    def _walk(self) -> Iterator[Repository]:
-        root = self._layout.repositories
-        for directory, below, _ in os.walk(root):
-            if "_manifests" in below:
-                try:
-                    yield Repository.parse(Path(directory).relative_to(root).as_posix())
-                except NameInvalid:
-                    continue
-            below[:] = [name for name in below if not name.startswith("_")]
+        return await self._run(lambda: tuple(sorted(r.name for r in repositories(self._layout))))

@@ -6,10 +6,13 @@ a client's string.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pullthrough.oci.digest import Digest
+from pullthrough.oci.errors import NameInvalid
 from pullthrough.oci.reference import Repository, Tag
 
 
@@ -60,26 +63,40 @@ class Layout:
         return self.own / "index.sqlite"
 
     @property
+    def generation(self) -> Path:
+        """A counter in a file, which goes up when something that was here is taken away."""
+        return self.own / "generation"
+
+    @property
+    def tending(self) -> Path:
+        """Locked by who takes things away."""
+        return self.own / "tending"
+
+    @property
     def locks(self) -> Path:
         """One file whose bytes are locks between worker processes."""
         return self.own / "locks"
 
     def blob(self, digest: Digest) -> Path:
         """Return the path of a digest's content."""
-        return self.blobs / digest.algorithm / digest.hex[:2] / digest.hex / "data"
+        return self.blobs / blob_name(digest)
 
     def repository(self, repository: Repository) -> Path:
         """Return a repository's directory."""
         return self.repositories / repository.name
 
-    def layer_link(self, repository: Repository, digest: Digest) -> Path:
-        """Return the link that lets registry:2 serve a blob in a repository."""
-        return self.repository(repository) / "_layers" / digest.algorithm / digest.hex / "link"
+    def links(self, repository: Repository, kind: str) -> Path:
+        """Return the directory of a repository's links; ``kind`` is revisions or layers."""
+        place = self.repository(repository)
+        return place / "_layers" if kind == "layers" else place / "_manifests" / "revisions"
 
-    def revision_link(self, repository: Repository, digest: Digest) -> Path:
-        """Return the link that says that a repository has a manifest."""
-        revisions = self.repository(repository) / "_manifests" / "revisions"
-        return revisions / digest.algorithm / digest.hex / "link"
+    def link(self, repository: Repository, kind: str, digest: Digest) -> Path:
+        """Return the link that says that a repository has a manifest or lets it have a blob."""
+        return self.links(repository, kind) / digest.algorithm / digest.hex / "link"
+
+    def key(self, path: Path) -> str:
+        """Return the key in a bucket of what stands at ``path``."""
+        return path.relative_to(self.root).as_posix()
 
     def tags(self, repository: Repository) -> Path:
         """Return the directory of a repository's tags."""
@@ -97,3 +114,19 @@ class Layout:
     def partial(self, digest: Digest) -> Path:
         """Return the path of a digest's unfinished content."""
         return self.partials / f"{digest.algorithm}-{digest.hex}"
+
+
+def blob_name(digest: Digest) -> str:
+    """Return the path of a digest's content under ``blobs``, for who makes very many of them."""
+    return f"{digest.algorithm}/{digest.hex[:2]}/{digest.hex}/data"
+
+
+def repositories(layout: Layout) -> Iterator[Repository]:
+    """Give the repositories of which a manifest is cached; raises nothing for odd names."""
+    for directory, below, _ in os.walk(layout.repositories):
+        if "_manifests" in below:
+            try:
+                yield Repository.parse(Path(directory).relative_to(layout.repositories).as_posix())
+            except NameInvalid:
+                continue
+        below[:] = [name for name in below if not name.startswith("_")]

@@ -69,6 +69,8 @@ class Partial:
             except BaseException:
                 os.close(progress)
                 raise
+            # Readers keep this file open when it has its name: it is not taken away under them.
+            fcntl.flock(data, fcntl.LOCK_SH)
             partial = cls(path, digest, data, progress)
             # Between the two opens a fill may have ended and taken one of the names away.
             if partial.named():
@@ -122,8 +124,6 @@ class Partial:
     def append(self, offset: int, chunks: Sequence[bytes], hasher: _Hash) -> int:
         """Write ``chunks`` at ``offset``, hash them, and return the new length; in a thread."""
         descriptor = self.data.fileno()
-        for chunk in chunks:
-            hasher.update(chunk)
         # A disk that is nearly full writes some of it, and fails the next time.
         views = [memoryview(chunk) for chunk in chunks]
         while views:
@@ -133,6 +133,9 @@ class Partial:
                 written -= len(views.pop(0))
             if views and written:
                 views[0] = views[0][written:]
+        # After the write: one that failed for want of room can be made again.
+        for chunk in chunks:
+            hasher.update(chunk)
         return offset
 
     def truncate(self) -> None:

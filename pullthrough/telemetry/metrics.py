@@ -58,6 +58,34 @@ FILLS: Final = Gauge(
     "pullthrough_fills_in_flight", "Blobs on their way.", multiprocess_mode="livesum"
 )
 
+STORE_BYTES: Final = Gauge(
+    "pullthrough_store_bytes", "What is kept: in the store that the quota bounds, on the disk.",
+    ("place",), multiprocess_mode="livemax",
+)  # fmt: skip
+STORE_QUOTA: Final = Gauge(
+    "pullthrough_store_quota_bytes", "What may be kept; 0 is no bound.", ("place",),
+    multiprocess_mode="livemax",
+)  # fmt: skip
+PINNED_BYTES: Final = Gauge(
+    "pullthrough_pinned_bytes", "What never goes.", multiprocess_mode="livemax"
+)
+EVICTED: Final = Counter("pullthrough_evicted_total", "Things taken away.", ("reason",))
+EVICTED_BYTES: Final = Counter("pullthrough_evicted_bytes_total", "Bytes taken away.", ("reason",))
+ROTTEN: Final = Counter("pullthrough_rotten_total", "Cached content found damaged.")
+BUCKET_UP: Final = Gauge(
+    "pullthrough_bucket_up", "1 while the bucket takes what it should.", multiprocess_mode="livemax"
+)
+BUCKET_BYTES: Final = Counter("pullthrough_bucket_bytes_total", "Bytes read from the bucket.")
+REDIRECTS: Final = Counter("pullthrough_redirects_total", "Clients sent to the bucket.")
+UPLOADED: Final = Counter("pullthrough_uploaded_total", "Things brought into the bucket.")
+UPLOAD_FAILURES: Final = Counter(
+    "pullthrough_upload_failures_total", "Times that the bucket failed.", ("reason",)
+)
+UPLOAD_PENDING: Final = Gauge(
+    "pullthrough_upload_pending_bytes", "Bytes that are not in the bucket yet.",
+    multiprocess_mode="livemax",
+)  # fmt: skip
+
 
 class Requests:
     """Counts finished requests; a label's child is looked up once."""

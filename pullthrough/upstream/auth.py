@@ -174,10 +174,10 @@ class Auth:
         self._tokens[scope] = token
         return token.text
 
-    async def _fetch(self, scheme: Bearer, scope: str | None) -> _Token:
+    async def _fetch(self, scheme: Bearer, scope: str) -> _Token:
         """Fetch a token, for no scope to see whether the credential is good."""
         query = {"service": scheme.service} if scheme.service else {}
-        if scope is not None:
+        if scope:
             query["scope"] = scope
         url = scheme.realm.extend_query(query)
         login = self._basic if self._may_login(scheme) else None
@@ -235,7 +235,7 @@ class Auth:
         try:
             if isinstance(self._scheme, Bearer):
                 if self._may_login(self._scheme):
-                    await self._fetch(self._scheme, None)
+                    await self._fetch(self._scheme, "")
                 return False
             url = self._upstream / "v2" / ""
             async with asyncio.timeout(self._limit):

@@ -88,6 +88,28 @@ class BlobBody(Protocol):
         """
 
 
+class BlobSource(Protocol):
+    """Where blobs come from."""
+
+    def get_blob(
+        self, repository: Repository, digest: Digest, *, start: int = 0, end: int | None = None
+    ) -> AbstractAsyncContextManager[BlobBody]:
+        """Open a download from byte ``start`` up to, without, ``end`` (None: the rest).
+
+        Raises :class:`UpstreamError`; for the status that says so a range that is not there.
+        """
+
+
+class Mirror(BlobSource, Protocol):
+    """A bucket that has copies of blobs."""
+
+    async def size(self, digest: Digest) -> int | None:
+        """Return a blob's size in bytes, None where it has none; raises :class:`UpstreamError`."""
+
+    async def address(self, digest: Digest) -> str:
+        """Return where a client may fetch the blob, for some minutes."""
+
+
 class Source(Protocol):
     """A registry to get content from. Every method raises :class:`UpstreamError`."""
 

@@ -32,7 +32,7 @@ async def layout(tmp_path: Path) -> AsyncIterator[Layout]:
     """Prepare a store, and see that nothing of its content is left open at the end."""
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    layout, in_use, _ = prepare(tmp_path / "store")
+    layout, in_use = prepare(tmp_path / "store")
     yield layout
     os.close(in_use)
     gc.collect(1)  # the young ones: all that a test made, in a tenth of the time
@@ -42,11 +42,11 @@ async def layout(tmp_path: Path) -> AsyncIterator[Layout]:
 
 @pytest.fixture
 async def start(layout: Layout, source: FakeSource) -> AsyncIterator[Start]:
-    """Start a worker: of the one ``source``, if no other is given."""
+    """Start a worker: of the one ``source``, if no other is given; with a bucket, if one is."""
     started: list[Worker] = []
 
-    async def start(its_source: FakeSource = source) -> Worker:
-        worker = Worker(layout, its_source)
+    async def start(its_source: FakeSource = source, *mirrored: Any) -> Worker:
+        worker = Worker(layout, its_source, *mirrored)
         started.append(worker)
         await worker.store.open()
         return worker

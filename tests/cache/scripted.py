@@ -172,7 +172,40 @@ class FakeSource:
     @property
     def ranges(self) -> list[tuple[int, int | None]]:
         """What downloads were asked for: start and end."""
-        return [(start, end) for kind, *_, start, end in self.asked if kind == "blob"]
+        return [(asked[-2], asked[-1]) for asked in self.asked if asked[0] == "blob"]
+
+
+class FakeMirror(FakeSource):
+    """A bucket in memory. What is ``planned`` comes first, as with the registry."""
+
+    async def size(self, digest: Digest) -> int | None:
+        """Return the size of one of ``blobs``."""
+        await self._answer("size", digest)
+        content = self.blobs.get(digest)
+        return None if content is None else len(content)
+
+    async def address(self, digest: Digest) -> str:
+        """Return an address."""
+        await self._answer("address", digest)
+        return f"https://bucket.example.com/{digest.hex}?signature=a-presigned-secret"
+
+    @property
+    def looks(self) -> int:
+        """How often it was asked whether it has something."""
+        return sum(kind == "size" for kind, *_ in self.asked)
+
+
+class Room:
+    """Makes room on a disk, or not: remembers what was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.make: Callable[[], bool] = lambda: False
+
+    def __call__(self, size: int) -> bool:
+        """Do what the test says."""
+        self.asked.append(size)
+        return self.make()
 
 
 def _found(things: Mapping[K, V], key: K) -> V:

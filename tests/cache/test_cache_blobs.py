@@ -77,7 +77,7 @@ async def test_slices(worker: Worker, first: int, end: int | None) -> None:
     """Of what is here any slice can be read, as one piece of the file."""
     await worker.read(DIGEST)
     await until(lambda: not worker.blobs.filling, "the fill ended")
-    reader = await worker.blobs.open(NAME, DIGEST)
+    reader = await worker.open(NAME, DIGEST)
     pieces = [piece async for piece in reader.pieces(first, end)]
     reader.close()
     assert len(pieces) == (first < SIZE)
@@ -89,9 +89,9 @@ async def test_linked_when_it_is_served(worker: Worker) -> None:
     await worker.read(DIGEST)
     await until(lambda: not worker.blobs.filling, "the fill ended")
     await worker.name(Digest.of(b"something else"), 14, OTHER)
-    link = worker.layout.layer_link(OTHER, DIGEST)
+    link = worker.layout.link(OTHER, "layers", DIGEST)
     assert not link.exists()
-    (await worker.blobs.open(OTHER, DIGEST)).close()
+    (await worker.open(OTHER, DIGEST)).close()
     assert link.read_text() == str(DIGEST)
 
 
@@ -99,11 +99,11 @@ async def test_linked_once_the_repository_is_known(worker: Worker) -> None:
     """A link that could not be written, in a repository not known yet, is written later."""
     await worker.read(DIGEST)
     await until(lambda: not worker.blobs.filling, "the fill ended")
-    (await worker.blobs.open(OTHER, DIGEST)).close()
-    link = worker.layout.layer_link(OTHER, DIGEST)
+    (await worker.open(OTHER, DIGEST)).close()
+    link = worker.layout.link(OTHER, "layers", DIGEST)
     assert not link.exists()
     await worker.name(Digest.of(b"something else"), 14, OTHER)
-    (await worker.blobs.open(OTHER, DIGEST)).close()
+    (await worker.open(OTHER, DIGEST)).close()
     assert link.read_text() == str(DIGEST)
 
 
@@ -146,11 +146,11 @@ async def test_linked_when_it_is_verified(worker: Worker) -> None:
     for repository in (NAME, OTHER):
         await worker.name(Digest.of(b"something else"), 14, repository)
     readers = await asyncio.gather(
-        *(worker.blobs.open(repository, DIGEST) for repository in (NAME, OTHER))
+        *(worker.open(repository, DIGEST) for repository in (NAME, OTHER))
     )
     await until(lambda: not worker.blobs.filling, "the verification ended")
     for repository in (NAME, OTHER):
-        assert worker.layout.layer_link(repository, DIGEST).read_text() == str(DIGEST)
+        assert worker.layout.link(repository, "layers", DIGEST).read_text() == str(DIGEST)
     for reader in readers:
         reader.close()
 
@@ -182,7 +182,7 @@ async def test_rotten_and_nothing_better(worker: Worker, source: FakeSource) -> 
     worker.put(DIGEST, WRONG)
     source.failing = broken(Failure.DOWN)
     with pytest.raises(Unavailable):
-        await worker.blobs.open(NAME, DIGEST)
+        await worker.open(NAME, DIGEST)
     assert worker.stored(DIGEST) is None
 
 
@@ -234,7 +234,7 @@ async def test_unreadable(
     monkeypatch.setattr(fill, "hash_file", failing)
     path = worker.put(DIGEST, CONTENT)
     with pytest.raises(Unavailable, match="not readable"):
-        await worker.blobs.open(NAME, DIGEST)
+        await worker.open(NAME, DIGEST)
     assert path.exists()
     assert source.asked == []
 
@@ -260,7 +260,7 @@ async def test_ended_while_it_is_verified(start: Start, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(worker.store, "in_thread", never)
     path = worker.put(DIGEST, CONTENT)
-    opening = asyncio.create_task(worker.blobs.open(NAME, DIGEST))
+    opening = asyncio.create_task(worker.open(NAME, DIGEST))
     await hashing.wait()
     await worker.blobs.close()
     (result,) = await asyncio.gather(opening, return_exceptions=True)

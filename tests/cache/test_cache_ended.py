@@ -81,7 +81,7 @@ async def test_ended_in_the_store(
         return await asyncio.Event().wait()
 
     monkeypatch.setattr(worker.store, phase, never)
-    opening = asyncio.create_task(worker.blobs.open(NAME, DIGEST))
+    opening = asyncio.create_task(worker.open(NAME, DIGEST))
     await reached.wait()
     await worker.blobs.close()
     (result,) = await asyncio.gather(opening, return_exceptions=True)
@@ -98,7 +98,7 @@ async def test_ended_while_it_connects(start: Start, source: FakeSource) -> None
     """The same while the source has not answered yet."""
     worker = await start()
     source.gate = asyncio.Event()
-    opening = asyncio.create_task(worker.blobs.open(NAME, DIGEST))
+    opening = asyncio.create_task(worker.open(NAME, DIGEST))
     await until(lambda: source.asked, "the source was asked")
     await worker.blobs.close()
     (result,) = await asyncio.gather(opening, return_exceptions=True)

@@ -162,7 +162,7 @@ async def test_empty(worker: Worker, source: FakeSource) -> None:
     assert worker.stored(digest) == b""
     source.blobs[Digest.of(b"not empty")] = b""
     with pytest.raises(BadUpstream):
-        await worker.blobs.open(NAME, Digest.of(b"not empty"))
+        await worker.open(NAME, Digest.of(b"not empty"))
 
 
 async def test_size_that_nobody_says(worker: Worker, source: FakeSource) -> None:
@@ -178,7 +178,7 @@ async def test_linked_into_its_repository(worker: Worker) -> None:
     await worker.name(DIGEST, SIZE)
     assert await worker.read(DIGEST) == CONTENT
     await worker.blobs.close()
-    assert worker.layout.layer_link(NAME, DIGEST).read_text() == str(DIGEST)
+    assert worker.layout.link(NAME, "layers", DIGEST).read_text() == str(DIGEST)
 
 
 async def test_linked_into_every_repository(worker: Worker, source: FakeSource) -> None:
@@ -186,11 +186,11 @@ async def test_linked_into_every_repository(worker: Worker, source: FakeSource) 
     for repository in (NAME, OTHER):
         await worker.name(DIGEST, SIZE, repository)
     stop = _halting(source)
-    readers = [await worker.blobs.open(repository, DIGEST) for repository in (NAME, OTHER)]
+    readers = [await worker.open(repository, DIGEST) for repository in (NAME, OTHER)]
     stop.set()
     await until(lambda: not worker.blobs.filling, "the fill ended")
     for repository in (NAME, OTHER):
-        assert worker.layout.layer_link(repository, DIGEST).read_text() == str(DIGEST)
+        assert worker.layout.link(repository, "layers", DIGEST).read_text() == str(DIGEST)
     for reader in readers:
         reader.close()
 
@@ -222,7 +222,7 @@ async def test_named_size_against_the_sources(
     """A source that offers another size than the manifest names is refused before a byte."""
     await worker.name(DIGEST, named)
     with pytest.raises(BadUpstream):
-        await worker.blobs.open(NAME, DIGEST)
+        await worker.open(NAME, DIGEST)
     assert (worker.stored(DIGEST), worker.partials()) == (None, [])
     assert source.connections == 0
 
@@ -292,7 +292,7 @@ async def test_nothing_comes(
     """Where nothing comes at all everyone who asked has the spec's error, and no answer begins."""
     source.planned.append(broken(failure))
     source.gate = asyncio.Event()
-    opening = [asyncio.create_task(worker.blobs.open(NAME, DIGEST)) for _ in range(3)]
+    opening = [asyncio.create_task(worker.open(NAME, DIGEST)) for _ in range(3)]
     await until(lambda: source.asked, "the source was asked")
     source.gate.set()
     for result in await asyncio.gather(*opening, return_exceptions=True):
@@ -306,7 +306,7 @@ async def test_unknown_here_and_there(worker: Worker) -> None:
     """A blob that the source does not have leaves nothing behind that would be served."""
     digest = Digest.of(b"nowhere")
     with pytest.raises(BlobUnknown):
-        await worker.blobs.open(NAME, digest)
+        await worker.open(NAME, digest)
     await until(lambda: not worker.blobs.filling, "the fill ended")
     assert worker.stored(digest) is None
     assert not worker.partial(digest)
@@ -386,7 +386,7 @@ async def test_partial_longer_than_it_is_named(worker: Worker, source: FakeSourc
     await worker.name(DIGEST, SIZE - 10)
     worker.leave(DIGEST, CONTENT)
     with pytest.raises(BadUpstream):
-        await worker.blobs.open(NAME, DIGEST)
+        await worker.open(NAME, DIGEST)
     assert source.ranges == [(0, None)]
     assert worker.stored(DIGEST) is None
 
@@ -395,7 +395,7 @@ async def test_no_such_range_of_nothing(worker: Worker, source: FakeSource) -> N
     """A 416 for the whole blob is the source's nonsense, and does not go round in circles."""
     source.planned.append(broken(Failure.CUT, status=416))
     with pytest.raises(BadUpstream):
-        await worker.blobs.open(NAME, DIGEST)
+        await worker.open(NAME, DIGEST)
     assert source.ranges == [(0, None)]
 
 
@@ -416,7 +416,7 @@ async def test_reader_leaves(worker: Worker, source: FakeSource) -> None:
 async def test_client_leaves_before_its_answer(worker: Worker, source: FakeSource) -> None:
     """The same when it goes before there was anything to answer."""
     source.gate = asyncio.Event()
-    opening = asyncio.create_task(worker.blobs.open(NAME, DIGEST))
+    opening = asyncio.create_task(worker.open(NAME, DIGEST))
     await until(lambda: source.asked, "the source was asked")
     opening.cancel()
     await asyncio.gather(opening, return_exceptions=True)
@@ -427,7 +427,7 @@ async def test_client_leaves_before_its_answer(worker: Worker, source: FakeSourc
 
 async def test_slow_reader(worker: Worker, source: FakeSource) -> None:
     """A reader that takes its time holds nobody up, and has all of it long after the end."""
-    reader = await worker.blobs.open(NAME, DIGEST)
+    reader = await worker.open(NAME, DIGEST)
     assert await worker.read(DIGEST) == CONTENT
     await until(lambda: not worker.blobs.filling, "the fill ended")
     worker.layout.blob(DIGEST).unlink()  # evicted: the open file is all that is left

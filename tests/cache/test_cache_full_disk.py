@@ -28,7 +28,7 @@ SIZE = len(CONTENT)
 WRONG = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
 DIGEST = Digest.of(CONTENT)
 
-Fill = Callable[[int], None]
+Fill = Callable[[int], bool]
 
 
 @pytest.fixture(autouse=True)
@@ -41,16 +41,17 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Fill:
     """Leave room for so many bytes of a partial: what fits is written, then the disk is full."""
     append = Partial.append
 
-    def limit(room: int) -> None:
+    def limit(room: int) -> bool:
         def limited(partial: Partial, offset: int, chunks: Sequence[bytes], hasher: Any) -> int:
             whole = b"".join(chunks)
             fits = whole[: max(0, room - offset)]
-            end = append(partial, offset, [fits], hasher)
             if len(fits) < len(whole):
+                os.pwrite(partial.data.fileno(), fits, offset)
                 raise OSError(errno.ENOSPC, "No space left on device")
-            return end
+            return append(partial, offset, chunks, hasher)
 
         monkeypatch.setattr(Partial, "append", limited)
+        return True
 
     return limit
 
@@ -187,7 +188,7 @@ async def test_no_room_to_begin_and_nothing_there(
     """A blob that the source does not have is a 404 then, as ever."""
     monkeypatch.setattr(worker.store, "open_partial", _no_room_async)
     with pytest.raises(BlobUnknown):
-        await worker.blobs.open(NAME, Digest.of(b"nowhere"))
+        await worker.open(NAME, Digest.of(b"nowhere"))
 
 
 async def test_room_again(worker: Worker, source: FakeSource, room: Fill) -> None:
@@ -235,6 +236,77 @@ async def test_not_safe_on_the_disk(
     assert source.ranges == [(0, None), (0, None)]
 
 
+# -- room that is made -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", ROOMS)
+@pytest.mark.parametrize("sized", [True, False])
+async def test_room_is_made_for_the_rest(
+    worker: Worker, source: FakeSource, room: Fill, *, left: int, sized: bool
+) -> None:
+    """A fill that finds the disk full goes on once there is room, and is kept like any other."""
+    room(left)
+    worker.room.make = lambda: room(SIZE)
+    source.planned.append(Body(_pieces(CONTENT), size=SIZE if sized else None))
+    assert await worker.read(DIGEST) == CONTENT
+    await until(lambda: not worker.blobs.filling, "the fill ended")
+    assert (worker.stored(DIGEST), worker.partials()) == (CONTENT, [])
+    assert source.ranges == [(0, None)]
+    if sized:
+        (asked,) = worker.room.asked
+        assert SIZE - left <= asked <= SIZE
+
+
+async def test_room_for_content_of_unknown_size(
+    worker: Worker, source: FakeSource, room: Fill
+) -> None:
+    """Room is asked for at least for what has come and could not be written."""
+    room(100_000)
+    worker.room.make = lambda: room(SIZE)
+    source.planned.append(Body(_pieces(CONTENT)))
+    assert await worker.read(DIGEST) == CONTENT
+    assert min(worker.room.asked) > 0
+
+
+async def test_wrong_content_in_the_room_that_was_made(
+    worker: Worker, source: FakeSource, room: Fill
+) -> None:
+    """All of it is hashed once: what is wrong is found, before and after the disk was full."""
+    room(100_000)
+    worker.room.make = lambda: room(SIZE)
+    source.blobs[DIGEST] = WRONG
+    reading = await worker.reading(DIGEST)
+    assert isinstance(await reading.failure(), BadUpstream)
+    assert (worker.stored(DIGEST), worker.partials()) == (None, [])
+
+
+@pytest.mark.parametrize("says", [False, True])
+async def test_no_room_to_be_made(
+    worker: Worker, source: FakeSource, room: Fill, *, says: bool
+) -> None:
+    """Where there is none to make, or it is gone at once, the pull goes through unstored."""
+    room(100_000)
+    worker.room.make = lambda: says
+    assert await worker.read(DIGEST) == CONTENT
+    assert len(worker.room.asked) == 1
+    assert (worker.stored(DIGEST), worker.partials()) == (None, [])
+    assert len(source.ranges) == 2
+
+
+async def test_broken_disk_is_not_emptied(
+    worker: Worker, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only for want of room something goes; the pull goes through as ever."""
+
+    def broken_disk(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Partial, "append", broken_disk)
+    assert await worker.read(DIGEST) == CONTENT
+    assert worker.room.asked == []
+    assert len(source.ranges) == 2
+
+
 # -- out of descriptors ----------------------------------------------------------------------------
 
 
@@ -264,7 +336,7 @@ async def test_no_descriptor(
 
     monkeypatch.setattr(worker.store, phase, none_left)
     with pytest.raises(Unavailable, match="too many open files"):
-        await worker.blobs.open(NAME, DIGEST)
+        await worker.open(NAME, DIGEST)
     assert source.asked == []
     await until(lambda: not worker.blobs.filling, "the fill ended")
     reading = await worker.reading(DIGEST)

@@ -43,7 +43,7 @@ async def test_joined_while_links_are_written(
 
     monkeypatch.setattr(worker.store, "in_thread", once_both_asked)
     monkeypatch.setattr(worker.store, "link_blob", slowly)
-    opening = [asyncio.create_task(worker.blobs.open(name, DIGEST)) for name in (NAME, OTHER)]
+    opening = [asyncio.create_task(worker.open(name, DIGEST)) for name in (NAME, OTHER)]
     await until(
         lambda: any(
             growing.repositories == {NAME, OTHER} for growing in worker.blobs._growing.values()
@@ -52,14 +52,14 @@ async def test_joined_while_links_are_written(
     )
     asked.set()
     await linking.wait()
-    late = await worker.blobs.open(LATE, DIGEST)
+    late = await worker.open(LATE, DIGEST)
     go_on.set()
     for reader in (late, *await asyncio.gather(*opening)):
         assert await Reading(reader).whole() == CONTENT
     await until(lambda: not worker.blobs.filling, "it ended")
     assert len(source.asked) == (not found)
     for repository in (NAME, OTHER):
-        assert worker.layout.layer_link(repository, DIGEST).read_text() == str(DIGEST)
+        assert worker.layout.link(repository, "layers", DIGEST).read_text() == str(DIGEST)
     # The late one has its link at its next use at the latest, as whoever finds the blob here has.
-    (await worker.blobs.open(LATE, DIGEST)).close()
-    assert worker.layout.layer_link(LATE, DIGEST).read_text() == str(DIGEST)
+    (await worker.open(LATE, DIGEST)).close()
+    assert worker.layout.link(LATE, "layers", DIGEST).read_text() == str(DIGEST)

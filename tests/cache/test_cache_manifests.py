@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,7 +28,9 @@ from pullthrough.oci.errors import (
 from pullthrough.oci.manifest import DOCKER_MANIFEST, LIMIT, OCI_INDEX, OCI_MANIFEST
 from pullthrough.oci.reference import Tag
 from pullthrough.singleflight import SingleFlight
+from pullthrough.store.catalogue import Catalogue
 from pullthrough.store.filesystem import FileStore
+from pullthrough.store.generation import Generation
 from pullthrough.store.layout import Layout
 from pullthrough.upstream.base import Failure, FetchedManifest
 from tests.cache.scripted import NAME, OTHER, TAG, Clock, FakeSource, broken, until
@@ -211,7 +213,7 @@ async def test_linked_into_its_repository(bench: Bench) -> None:
     bench.source.manifests[str(D2)] = FetchedManifest(V2, OCI_MANIFEST, D2)
     await bench.manifests.get(OTHER, D2)
     assert (await bench.manifests.get(OTHER, D1)).served == HIT
-    assert bench.layout.revision_link(OTHER, D1).read_text() == str(D1)
+    assert bench.layout.link(OTHER, "revisions", D1).read_text() == str(D1)
 
 
 @pytest.mark.parametrize(
@@ -631,3 +633,53 @@ async def test_close(cached: Bench) -> None:
     await cached.manifests.close()
     for result in await asyncio.gather(pulling, fetching, return_exceptions=True):
         assert isinstance(result, asyncio.CancelledError)
+
+
+# -- what is taken away ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keeper(layout: Layout) -> Iterator[Generation]:
+    """Be another process, which takes things away."""
+    generation = Generation(layout.generation)
+    yield generation
+    generation.close()
+
+
+async def test_memory_goes_with_what_was_taken_away(cached: Bench, keeper: Generation) -> None:
+    """What another process took away is not served from memory: it is asked for and kept anew."""
+    cached.configured(maxage=60)
+    await cached.pull()
+    cached.asked()
+    cached.layout.blob(D1).unlink()
+    cached.layout.tag_link(NAME, TAG).unlink()
+    assert (await cached.pull()).served == HIT  # nobody said a word
+    keeper.advance()
+    assert (await cached.pull()).served.outcome is Outcome.MISS
+    assert cached.asked() == [f"GET {TAG}"]
+    assert cached.layout.blob(D1).read_bytes() == V1
+    assert cached.layout.tag_link(NAME, TAG).read_text() == str(D1)
+
+
+async def test_memory_that_was_cleared_is_filled_again(cached: Bench, keeper: Generation) -> None:
+    """What is still here is read from the disk once, and then held as before."""
+    cached.configured(maxage=60)
+    await cached.pull()
+    keeper.advance()
+    assert (await cached.pull()).served == HIT
+    cached.layout.blob(D1).unlink()
+    assert (await cached.pull()).served == HIT
+    assert cached.asked() == []
+
+
+async def test_use_from_memory_is_a_use(cached: Bench) -> None:
+    """What is served from memory only is not taken away for having rested on the disk."""
+    await cached.store.flush()
+    with Catalogue(cached.layout.index) as catalogue:
+        before = catalogue.row(D1)
+        await cached.pull()
+        await cached.store.flush()
+        after = catalogue.row(D1)
+    assert before is not None
+    assert after is not None
+    assert after.used > before.used

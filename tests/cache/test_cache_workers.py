@@ -168,7 +168,7 @@ async def test_owner_gives_up(pair: Pair) -> None:
 async def test_owner_has_a_slow_reader(pair: Pair) -> None:
     """A reader that still has the owner's file open keeps nobody from taking over."""
     first, second = await pair.read()
-    slow = await pair.owner.blobs.open(NAME, DIGEST)
+    slow = await pair.owner.open(NAME, DIGEST)
     await pair.owner.blobs.close()
     await first.failure()
     assert await second.whole() == CONTENT

@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import Final
 
-from pullthrough.cache.base import BlobReader, FileSlice, Piece, Served
+from pullthrough.cache.base import BlobReader, FileSlice, Moved, Piece, Served
 from pullthrough.cache.blobs import Blobs
 from pullthrough.cache.download import Persistence
+from pullthrough.cache.mirrored import Mirrored, Redirecting
 from pullthrough.oci.digest import Digest
 from pullthrough.oci.errors import RegistryError
 from pullthrough.oci.manifest import OCI_MANIFEST, Descriptor, Manifest
@@ -17,7 +18,7 @@ from pullthrough.oci.reference import Repository
 from pullthrough.store.base import StoredManifest
 from pullthrough.store.filesystem import FileStore
 from pullthrough.store.layout import Layout
-from tests.cache.scripted import NAME, FakeSource, Sleep
+from tests.cache.scripted import NAME, FakeMirror, FakeSource, Room, Sleep
 
 TRIES: Final = 3
 
@@ -25,25 +26,39 @@ TRIES: Final = 3
 class Worker:
     """A store and its blobs, as one process has them."""
 
-    def __init__(self, layout: Layout, source: FakeSource) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        source: FakeSource,
+        mirror: FakeMirror | None = None,
+        redirecting: Redirecting | None = None,
+    ) -> None:
         self.layout, self.source = layout, source
-        self.store = FileStore(layout)
+        self.room = Room()
+        self.store = FileStore(layout, make_room=self.room, mirrored=mirror is not None)
         self.sleep = Sleep()
-        self.blobs = Blobs(self.store, source, Persistence(TRIES, self.sleep))
+        mirrored = None if mirror is None else Mirrored(self.store, mirror, redirecting)
+        self.blobs = Blobs(self.store, source, Persistence(TRIES, self.sleep), mirrored)
 
     async def close(self) -> None:
         """End it, as a drain does."""
         await self.blobs.close()
         await self.store.close()
 
+    async def open(self, repository: Repository, digest: Digest) -> BlobReader:
+        """Return a reader of what is served from here."""
+        reader = await self.blobs.open(repository, digest)
+        assert not isinstance(reader, Moved)
+        return reader
+
     async def read(self, digest: Digest, start: int = 0, end: int | None = None) -> bytes:
         """Return a blob's bytes; raises what the reader does."""
-        reading = Reading(await self.blobs.open(NAME, digest), start, end)
+        reading = Reading(await self.open(NAME, digest), start, end)
         return await reading.whole()
 
     async def reading(self, digest: Digest, start: int = 0, end: int | None = None) -> Reading:
         """Begin to read."""
-        return Reading(await self.blobs.open(NAME, digest), start, end)
+        return Reading(await self.open(NAME, digest), start, end)
 
     async def served(self, digest: Digest) -> Served:
         """Read a blob, and say how it was come by."""

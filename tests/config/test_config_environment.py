@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pullthrough.config import Address, Config
+from pullthrough.config import Address, Config, Filesystem, Share, local_root
 from tests.config.examples import FIELD, MINIMAL, Accept, Load, value
 
 
@@ -32,7 +32,7 @@ def test_a_config_from_the_field_runs_with_its_login_from_the_environment(
     assert isinstance(config, Config)
     assert config.auth
     assert (config.auth.realm, config.auth.path) == ("Registry Realm", Path("htpasswd"))
-    assert config.storage.rootdirectory == Path("/var/lib/registry")
+    assert local_root(config) == Path("/var/lib/registry")
     assert config.health.storagedriver.enabled
 
 
@@ -48,10 +48,24 @@ def test_a_config_from_the_field_runs_with_its_login_from_the_environment(
         ({"LOG_FIELDS_REGION": "eu"}, "log.fields", {"service": "registry", "region": "eu"}),
         ({"LOG_FIELDS": "{region: eu}"}, "log.fields", {"region": "eu"}),
         ({"LOG_FIELDS_SERVICE": ""}, "log.fields", {}),
-        ({"STORAGE": "filesystem"}, "storage.rootdirectory", Path("/var/lib/registry")),
-        ({"STORAGE_FILESYSTEM_ROOTDIRECTORY": "/x"}, "storage.rootdirectory", Path("/x")),
+        ({"STORAGE": "filesystem"}, "storage.filesystem", Filesystem()),
+        ({"STORAGE_FILESYSTEM_ROOTDIRECTORY": "/x"}, "storage.filesystem.rootdirectory",
+         Path("/x")),
         ({"STORAGE": "filesystem", "STORAGE_FILESYSTEM_ROOTDIRECTORY": "/y"},
-         "storage.rootdirectory", Path("/y")),
+         "storage.filesystem.rootdirectory", Path("/y")),
+        ({"STORAGE": "{s3: {bucket: b, region: eu-1}}", "CACHE_LOCAL_ROOTDIRECTORY": "/l"},
+         "storage.filesystem", None),
+        ({"STORAGE": "s3", "STORAGE_S3_BUCKET": "b", "STORAGE_S3_REGION": "eu-1",
+          "CACHE_LOCAL_ROOTDIRECTORY": "/l"}, "cache.local.rootdirectory", Path("/l")),
+        ({"STORAGE": "s3", "STORAGE_S3_BUCKET": "b", "STORAGE_S3_REGIONENDPOINT": "rgw:7480",
+          "STORAGE_S3_SECURE": "false", "CACHE_LOCAL": "{rootdirectory: /l, quota: 5%}"},
+         "storage.s3.endpoint", "http://rgw:7480"),
+        ({"STORAGE_REDIRECT_DISABLE": "true"}, "storage.redirect.disable", True),
+        ({"CACHE_QUOTA": "80%"}, "cache.quota", Share(80)),
+        ({"CACHE": "{quota: 1TiB, pin: [a]}", "CACHE_PIN_1": "b/**"}, "cache.pin", ("a", "b/**")),
+        ({"CACHE": "{quota: 1TiB, pin: [a]}", "CACHE_QUOTA": "1GB"}, "cache.quota", 10**9),
+        ({"CACHE_SCRUB_RATE": "20MiB/s"}, "cache.scrub.rate", 20 * 1024**2),
+        ({"PROXY_TTL": "1h"}, "proxy.ttl", 3600.0),
         ({"HTTP_HEADERS_X-A": "[b]"}, "http.headers",
          {"X-Content-Type-Options": ("nosniff",), "x-a": ("b",)}),
         ({"HTTP_HEADERS_X-CONTENT-TYPE-OPTIONS": "[b]"}, "http.headers",
@@ -112,6 +126,12 @@ def test_variables_can_be_the_whole_configuration(accept: Accept) -> None:
         ("AUTH", "", "auth: empty: name htpasswd, or leave auth out"),
         ("AUTH", "token", "auth.token: this login is not supported; use auth.htpasswd"),
         ("AUTH_HTPASWD_PATH", "a", "auth.htpaswd: unknown key; nearest known: auth.htpasswd"),
+        ("STORAGE", "swift",
+         "storage.swift: this storage is not supported; use storage.filesystem or storage.s3"),
+        ("CACHE_QUOTA", "much", "cache.quota: not a size like 20GiB, 500MB or 80%"),
+        ("CACHE_LOCAL_QUOTA", "5GiB",
+         "cache.local: only before a bucket: without storage.s3 there is storage.filesystem"),
+        ("CACHE_PIN_0", "A", "cache.pin.0: not a pattern like prod/** or base/python:3.*"),
         ("VERSION", "2", "version: only 0.1 is supported"),
     ],
 )  # fmt: skip
@@ -126,13 +146,14 @@ def test_a_variables_problem_names_the_variable(
 
 def test_a_driver_beside_the_files_is_a_problem(load_text: Load) -> None:
     """Distribution takes any variable under storage for a driver, and refuses to start with two."""
-    loaded = load_text(FIELD, {"REGISTRY_STORAGE_S3_BUCKET": "a"})
+    environ = {
+        "REGISTRY_STORAGE_S3_BUCKET": "a",
+        "REGISTRY_STORAGE_S3_REGION": "eu-1",
+        "REGISTRY_CACHE_LOCAL_ROOTDIRECTORY": "/l",
+    }
+    loaded = load_text(FIELD, environ)
     assert [str(found) for found in loaded.problems] == [
-        f"REGISTRY_STORAGE_S3_BUCKET: {problem}"
-        for problem in (
-            "storage.s3: this storage is not supported yet; use storage.filesystem",
-            "storage: several drivers, where only one can be",
-        )
+        "REGISTRY_STORAGE_S3_BUCKET: storage: several drivers, where only one can be"
     ]
 
 
@@ -141,6 +162,8 @@ def test_a_driver_beside_the_files_is_a_problem(load_text: Load) -> None:
     [
         ("PROXY_REMOTURL", "proxy.remoturl", "proxy.remoteurl"),
         ("PROXY_REMOTEURL_X", "proxy.remoteurl.x", None),
+        ("CACHE_QUOTTA", "cache.quotta", "cache.quota"),
+        ("STORAGE_S3_BUKET", "storage.s3.buket", "storage.s3.bucket"),
         # What Kubernetes sets for a service that is called registry.
         ("PORT", "port", None),
         ("PORT_5000_TCP_ADDR", "port.5000.tcp.addr", "http.addr"),
@@ -169,8 +192,8 @@ def test_the_variable_that_names_the_file_is_no_override(load_text: Load) -> Non
 
 def test_a_variable_for_an_ignored_key_is_mentioned(load_text: Load) -> None:
     """Distribution's other keys are passed over wherever they are set."""
-    loaded = load_text(MINIMAL, {"REGISTRY_REDIS_ADDR": "a:1", "REGISTRY_PROXY_TTL": "1h"})
+    loaded = load_text(MINIMAL, {"REGISTRY_REDIS_ADDR": "a:1", "REGISTRY_STORAGE_CACHE": "a"})
     assert [str(notice) for notice in loaded.notices] == [
-        "REGISTRY_PROXY_TTL: proxy.ttl: ignored: content does not expire yet",
         "REGISTRY_REDIS_ADDR: redis: ignored: no redis is used",
+        "REGISTRY_STORAGE_CACHE: storage.cache: ignored: the index is kept beside the files",
     ]

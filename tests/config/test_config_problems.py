@@ -11,7 +11,15 @@ from tests.config.examples import MINIMAL, Load, Reject
 
 UNIT = "a bare number would be nanoseconds: write the unit, as in 30s or 500ms"
 ONE = "expected a single value"
-DRIVER = "this storage is not supported yet; use storage.filesystem"
+DRIVER = "this storage is not supported; use storage.filesystem or storage.s3"
+SIZE = "not a size like 20GiB, 500MB or 80%"
+RATE = "not a rate like 20MiB/s"
+NO_LOGIN = "must not hold a login: use storage.s3.accesskey and storage.s3.secretkey"
+CLASSES = (
+    "must be 'NONE', 'STANDARD', 'REDUCED_REDUNDANCY', 'STANDARD_IA', 'ONEZONE_IA', "
+    "'INTELLIGENT_TIERING', 'OUTPOSTS', 'GLACIER_IR' or 'EXPRESS_ONEZONE'"
+)
+PIN = "not a pattern like prod/** or base/python:3.*"
 LOGIN = "this login is not supported; use auth.htpasswd"
 TLS = "TLS is not supported yet; put it behind a TLS proxy"
 MISSING_FILE = "cannot be read: No such file or directory"
@@ -51,8 +59,46 @@ TOP = [
     ("log: {<<: 5}", "4: log: << wants a map"),
     # storage and login
     *((f"storage: {{{name}: {{a: b}}}}", f"4: storage.{name}: {DRIVER}")
-      for name in ("azure", "gcs", "inmemory", "oss", "s3", "swift")),
-    ("storage: s3", f"4: storage.s3: {DRIVER}"),
+      for name in ("azure", "gcs", "inmemory", "oss", "s3aws", "swift")),
+    ("storage: swift", f"4: storage.swift: {DRIVER}"),
+    ("storage: {redirekt: {}}",
+     "4: storage.redirekt: unknown key; nearest known: storage.redirect"),
+    ("storage: {redirect: {disabel: true}}",
+     "4: storage.redirect.disabel: unknown key; nearest known: storage.redirect.disable"),
+    ("storage: {redirect: {disable: maybe}}",
+     "4: storage.redirect.disable: expected true or false"),
+    ("storage: {redirect: {endpoint: s3.example.com}}",
+     "4: storage.redirect.endpoint: must begin with http:// or https://"),
+    ("storage: {redirect: {endpoint: 'https://hunter2@a'}}",
+     f"4: storage.redirect.endpoint: {NO_LOGIN}"),
+    ("storage: {redirect: {endpoint: 'https://a/b'}}",
+     "4: storage.redirect.endpoint: must not have a path"),
+    # cache
+    ("cache: 5GiB", "4: cache: expected a map"),
+    ("cache: {quotas: 5GiB}", "4: cache.quotas: unknown key; nearest known: cache.quota"),
+    ("cache: {pins: [a]}", "4: cache.pins: unknown key; nearest known: cache.pin"),
+    ("cach: {quota: 5GiB}", "4: cach: unknown key; nearest known: cache"),
+    ("quota: 5GiB", "4: quota: unknown key; nearest known: cache.quota"),
+    *((f"cache: {{quota: '{text}'}}", f"4: cache.quota: {SIZE}")
+      for text in ("5G", "5 GiB", "5iB", "-5GiB", "1e9", ".5GiB", "5GiB/s", "%", "-5%", "9" * 99)),
+    ("cache: {quota: 0}", "4: cache.quota: must be more than 0"),
+    ("cache: {quota: 0.1}", "4: cache.quota: must be more than 0"),
+    ("cache: {quota: 8192PiB}", "4: cache.quota: larger than 8 EiB"),
+    ("cache: {quota: 0%}", "4: cache.quota: must be more than 0% and at most 100%"),
+    ("cache: {quota: 101%}", "4: cache.quota: must be more than 0% and at most 100%"),
+    ("cache: {quota: [5GiB]}", f"4: cache.quota: {ONE}"),
+    ("cache: {scrub: 20MiB/s}", "4: cache.scrub: expected a map"),
+    ("cache: {scrub: {rate: 80%}}", f"4: cache.scrub.rate: {RATE}"),
+    ("cache: {scrub: {rate: 20MiB/m}}", f"4: cache.scrub.rate: {RATE}"),
+    ("cache: {scrub: {rate: 0}}", "4: cache.scrub.rate: must be more than 0"),
+    ("cache: {scrub: {rate: {a: b}}}", f"4: cache.scrub.rate: {ONE}"),
+    ("cache: {pin: prod/**}", "4: cache.pin: expected a list"),
+    ("cache: {pin: [a, [b]]}", f"4: cache.pin.1: {ONE}"),
+    *((f"cache: {{pin: [a, '{text}']}}", f"4: cache.pin.1: {PIN}")
+      for text in ("Prod/**", "/a", "a/", "a//b", "a:", ":v1", "a:b:c", "a@sha256:b", "a b", "[a]",
+                   "{a,b}", "ü", "a" * 256, f"a:{'b' * 129}")),
+    ("cache: {local: {rootdirectory: /l}}",
+     "4: cache.local: only before a bucket: without storage.s3 there is storage.filesystem"),
     ("auth: {token: {realm: x}}", f"4: auth.token: {LOGIN}"),
     ("auth: silly", f"4: auth.silly: {LOGIN}"),
     ("auth:", "4: auth: empty: name htpasswd, or leave auth out"),
@@ -112,6 +158,84 @@ def test_each_wrong_thing_is_one_problem(reject: Reject, added: str, problem: st
     assert reject(f"{MINIMAL}{added}\n") == [f"config.yml:{problem}"]
 
 
+# What is added to an s3 section that is complete, and the problem that it makes there.
+S3 = [
+    ("bucket: ", "bucket: missing"),
+    ("bucket: a/b", "bucket: not a bucket's name"),
+    ("bucket: ..", "bucket: not a bucket's name"),
+    ("buket: b", "buket: unknown key; nearest known: storage.s3.bucket"),
+    ("region: ", "region: missing, and there is no regionendpoint either"),
+    ("region: eu.1", "region: not a region's name"),
+    ("region: -eu", "region: not a region's name"),
+    ("region: 123", "region: not a region's name"),
+    ("regionendpoint: ftp://a", "regionendpoint: must begin with http:// or https://"),
+    ("regionendpoint: 'http://a/b'", "regionendpoint: must not have a path"),
+    ("regionendpoint: 'http://hunter2@a'", f"regionendpoint: {NO_LOGIN}"),
+    ("regionendpoint: 'http://a?b'", "regionendpoint: must not have a query or a fragment"),
+    ("regionendpoint: 'a:b'", "regionendpoint: expected a port from 0 to 65535"),
+    ("accesskey: hunter2", "accesskey: without a secretkey"),
+    ("secretkey: hunter2", "secretkey: without an accesskey"),
+    ("accesskey: a, secretkey: [hunter2]", f"secretkey: {ONE}"),
+    ("secure: maybe", "secure: expected true or false"),
+    ("skipverify: 1", "skipverify: expected true or false"),
+    ("forcepathstyle: 1", "forcepathstyle: expected true or false"),
+    ("rootdirectory: a/../b", "rootdirectory: a control character, or . or .. for a directory"),
+    ('rootdirectory: "a\\nb"', "rootdirectory: a control character, or . or .. for a directory"),
+    (f"rootdirectory: {'a' * 513}", "rootdirectory: longer than 512 bytes"),
+    ("chunksize: 10MiB", "chunksize: not a whole number"),
+    ("chunksize: 5242879", "chunksize: must be at least 5242880"),
+    ("chunksize: 5368709121", "chunksize: must be at most 5368709120"),
+    ("encrypt: maybe", "encrypt: expected true or false"),
+    ("keyid: a", "keyid: without encrypt"),
+    ('encrypt: true, keyid: "a\\nb"', "keyid: a control character, which no header may hold"),
+    ("storageclass: GLACIER", f"storageclass: {CLASSES}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("added", "problem"), S3)
+def test_each_wrong_thing_about_the_bucket_is_one_problem(
+    reject: Reject, added: str, problem: str
+) -> None:
+    """The same for storage.s3; of a key, only its name is ever said."""
+    assert reject(
+        f"{MINIMAL}cache: {{local: {{rootdirectory: /l}}}}\n"
+        f"storage: {{s3: {{<<: {{bucket: b, region: eu-1}}, {added}}}}}\n"
+    ) == [f"config.yml:5: storage.s3.{problem}"]
+
+
+@pytest.mark.parametrize(
+    ("added", "problems"),
+    [
+        ("", [": cache.local.rootdirectory: missing"]),
+        ("cache: {quota: 5GiB}", [":5: cache.local.rootdirectory: missing"]),
+        ("cache: {local: {quota: 5GiB}}", [":5: cache.local.rootdirectory: missing"]),
+        ("cache: {local: {rootdirectory: ''}}", [":5: cache.local.rootdirectory: missing"]),
+        ("cache: {local: {rootdirectory: /l, quota: 0%}}",
+         [":5: cache.local.quota: must be more than 0% and at most 100%"]),
+        ("cache: {local: {rootdirectory: /l, qouta: 1GB}}",
+         [":5: cache.local.qouta: unknown key; nearest known: cache.local.quota"]),
+        ("cache: {quota: 80%, local: {rootdirectory: /l}}",
+         [":5: cache.quota: a bucket has no size to take a share of: write it as in 500GiB"]),
+    ],
+)  # fmt: skip
+def test_a_bucket_wants_a_disk_before_it_and_a_bound_in_bytes(
+    reject: Reject, added: str, problems: list[str]
+) -> None:
+    """What the one section says is held against the other."""
+    assert reject(f"{MINIMAL}storage: {{s3: {{bucket: b, region: eu-1}}}}\n{added}\n") == [
+        f"config.yml{problem}" for problem in problems
+    ]
+
+
+def test_a_bucket_of_which_nothing_is_said_is_a_problem(reject: Reject) -> None:
+    """The driver's name alone is not enough."""
+    assert reject(f"{MINIMAL}storage: s3\n") == [
+        "config.yml:4: storage.s3.region: missing, and there is no regionendpoint either",
+        "config.yml:4: storage.s3.bucket: missing",
+        "config.yml: cache.local.rootdirectory: missing",
+    ]
+
+
 # A line added to the proxy section, and the problem that it makes there.
 PROXY = [
     ("remoturl: x", "remoturl: unknown key; nearest known: proxy.remoteurl"),
@@ -143,6 +267,10 @@ PROXY = [
     ("retries: 1.5", "retries: not a whole number"),
     (f"retries: {'9' * 5000}", "retries: not a whole number"),
     ("timeouts: 5s", "timeouts: expected a map"),
+    ("ttl: 7", f"ttl: {UNIT}"),
+    ("ttl: -1h", "ttl: must not be negative"),
+    ("ttl: 7d", "ttl: not a duration like 1.5s, 300ms or 1h30m"),
+    ("tll: 7h", "tll: unknown key; nearest known: proxy.ttl"),
 ]
 
 
@@ -273,7 +401,9 @@ def test_every_problem_is_told_at_once_in_the_order_of_the_file(reject: Reject) 
         {"REGISTRY_LOG_LEVEL": "loud"},
     ) == [
         "config.yml:1: version: only 0.1 is supported",
-        f"config.yml:3: storage.s3: {DRIVER}",
+        "config.yml:3: storage.s3.region: missing, and there is no regionendpoint either",
+        "config.yml:3: storage.s3.accesskey: without a secretkey",
+        "config.yml:3: storage.s3.bucket: missing",
         "config.yml:4: storage: several drivers, where only one can be",
         "config.yml:7: http.addr: the key stands here twice",
         "config.yml:8: http.workers: must be at least 1",
@@ -283,6 +413,7 @@ def test_every_problem_is_told_at_once_in_the_order_of_the_file(reject: Reject) 
         f"config.yml:12: proxy.passwordfile: {MISSING_FILE}",
         "config.yml:13: proxy.retries: not a whole number",
         "REGISTRY_LOG_LEVEL: log.level: must be 'error', 'warn', 'info' or 'debug'",
+        "config.yml: cache.local.rootdirectory: missing",
     ]
 
 
@@ -314,7 +445,7 @@ def test_a_file_without_a_password_is_refused(
         ("storage: {cache: {blobdescriptor: redis}}", "storage.cache"),
         ("storage: {delete: {enabled: true}}", "storage.delete"),
         ("storage: {maintenance: {uploadpurging: {enabled: false}}}", "storage.maintenance"),
-        ("storage: {redirect: {disable: true}}", "storage.redirect"),
+        ("storage: {redirect: {endpoint: 'http://a'}}", "storage.redirect.endpoint"),
         ("storage: {tag: {concurrencylimit: 8}}", "storage.tag"),
         ("storage: {filesystem: {maxthreads: 100}}", "storage.filesystem.maxthreads"),
         ("middleware: {storage: [{name: x}]}", "middleware"),
@@ -330,7 +461,6 @@ def test_a_file_without_a_password_is_refused(
         ("health: {http: [{uri: x}]}", "health.http"),
         ("health: {file: [{file: x}]}", "health.file"),
         ("catalog: {maxentries: 5}", "catalog"),
-        ("  ttl: 168h", "proxy.ttl"),
         ("compatibility: {schema1: {enabled: true}}", "compatibility"),
         ("validation: {disabled: true}", "validation"),
         ("policy: {repository: {classes: [image]}}", "policy"),
@@ -350,6 +480,36 @@ def test_a_key_of_distributions_that_changes_nothing_is_a_notice(
 
 
 @pytest.mark.parametrize(
+    "key",
+    [
+        "accelerate",
+        "loglevel",
+        "logs3apirequests",
+        "logs3apiresponseheaders",
+        "multipartcopychunksize",
+        "multipartcopymaxconcurrency",
+        "multipartcopythresholdsize",
+        "objectacl",
+        "sessiontoken",
+        "usedualstack",
+        "usefipsendpoint",
+        "useragent",
+        "v4auth",
+    ],
+)
+def test_a_key_of_a_bucket_that_changes_nothing_is_a_notice(load_text: Load, key: str) -> None:
+    """The same for what distribution's s3 driver, or a fork's, has beside."""
+    loaded = load_text(
+        f"{MINIMAL}cache: {{local: {{rootdirectory: /l}}}}\n"
+        f"storage: {{s3: {{bucket: b, region: eu-1, {key}: x}}}}\n"
+    )
+    assert loaded.problems == ()
+    (notice,) = loaded.notices
+    assert (notice.line, notice.key) == (5, f"storage.s3.{key}")
+    assert notice.message.startswith("ignored: ")
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "  username: a\n  password: [hunter2]",
@@ -362,6 +522,14 @@ def test_a_key_of_distributions_that_changes_nothing_is_a_notice(
         "  passwrod: hunter2",
         "  tokenhosts: [hunter2/]",
         "storage: {s3: {accesskey: hunter2, secretkey: hunter2}}",
+        "storage: {s3: {accesskey: [hunter2], secretkey: {hunter2: hunter2}}}",
+        "storage: {s3: {secretkey: {hunter2: 1, hunter2: 2}}}",
+        "storage: {s3: {sessiontoken: {hunter2: 1, hunter2: 2}}}",
+        "storage: {s3: {secretkey: hunter2}}",
+        "storage: {s3: {secretkey: *hunter2}}",
+        "storage: {s3: {secretky: hunter2}}",
+        "storage: {s3: {regionendpoint: 'http://a:hunter2@b'}}",
+        "storage: {s3: hunter2}",
         "http: {secret: hunter2}",
         "  username: a\n  password: *hunter2",
         "  username: a\n  password: !hunter2 x",

@@ -25,7 +25,20 @@ SCALARS = st.one_of(
     st.binary(max_size=4),
     st.text(max_size=20),
     st.sampled_from(
-        ["0.1", "5s", ":5000", "http://a", "10.0.0.1", "auto", "htpasswd", "\0", "\ud800"]
+        [
+            "0.1",
+            "5s",
+            ":5000",
+            "http://a",
+            "10.0.0.1",
+            "auto",
+            "htpasswd",
+            "\0",
+            "\ud800",
+            "s3",
+            "5GiB",
+            "80%",
+        ]
     ),
 )
 DOCUMENTS = st.recursive(
@@ -99,7 +112,16 @@ def test_no_environment_makes_it_fall_over(document: Any, environ: dict[str, str
 
 
 @given(
-    st.sampled_from(["PROXY_PASSWORD", "HTTP_SECRET", "REDIS_PASSWORD"]),
+    st.sampled_from(
+        [
+            "PROXY_PASSWORD",
+            "HTTP_SECRET",
+            "REDIS_PASSWORD",
+            "STORAGE_S3_ACCESSKEY",
+            "STORAGE_S3_SECRETKEY",
+            "STORAGE_S3_SESSIONTOKEN",
+        ]
+    ),
     TEXTS,
     TEXTS,
     st.sampled_from(["{0}", "[{0}]", "'{0}'", "*{0}", "!{0} a", "@{0}", "{{{0}: a, {0}: b}}"]),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pullthrough.config import Config, Proxy, load
+from pullthrough.config import Config, Proxy, load, local_root
 from pullthrough.config.model import Health, Http, Log, StorageDriver
 from pullthrough.config.schema import ACTED_ON
 from tests.clients.harness.process import Server, need
@@ -53,10 +53,11 @@ def test_the_sample_lists_every_key() -> None:
 
 
 def test_the_samples_options_are_known(tmp_path: Path) -> None:
-    """What is commented out is right when it is put in: only files are missing here."""
+    """What is commented out is right when it is put in, but for a choice of two and for files."""
     (tmp_path / "config.yml").write_text(_with_options())
     loaded = load(tmp_path / "config.yml", {})
     assert {(p.key, p.message.partition(":")[0]) for p in loaded.problems} == {
+        ("storage", "several drivers, where only one can be"),
         ("proxy.passwordfile", "stands beside proxy.password"),
         ("proxy.passwordfile", "cannot be read"),
         ("proxy.cafile", "cannot be read"),
@@ -64,14 +65,18 @@ def test_the_samples_options_are_known(tmp_path: Path) -> None:
     }
 
 
+_EMPTY = b"<ListBucketResult/>"
+
+
 class _Registry(BaseHTTPRequestHandler):
-    """An upstream that is there; registry:2 asks for nothing else at its start."""
+    """An upstream that is there, and an empty bucket: all that registry:2 asks for at its start."""
 
     def do_GET(self) -> None:
         self.send_response(200)
         self.send_header("Docker-Distribution-Api-Version", "registry/2.0")
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Length", str(len(_EMPTY)))
         self.end_headers()
+        self.wfile.write(_EMPTY)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Say nothing."""
@@ -89,15 +94,40 @@ def _upstream() -> Iterator[str]:
             thread.join()
 
 
-@pytest.mark.parametrize("text", [SAMPLE.read_text(), FIELD], ids=["sample", "field"])
-def test_the_same_file_and_environment_start_both_programs(tmp_path: Path, text: str) -> None:
+BUCKET = """\
+version: 0.1
+storage:
+  s3: {region: eu-1, regionendpoint: "http://bucket", bucket: b, accesskey: a, secretkey: b,
+       forcepathstyle: true, rootdirectory: /a, chunksize: 10485760, storageclass: STANDARD}
+  redirect: {disable: false, endpoint: https://s3.example.com}
+cache:
+  quota: 500GiB
+  local: {rootdirectory: /l, quota: 80%}
+  pin: [prod/**, 'base/python:3.*']
+  scrub: {rate: 20MiB/s}
+proxy: {remoteurl: https://harbor.example.com, ttl: 168h}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "store"),
+    [
+        (SAMPLE.read_text(), "STORAGE_FILESYSTEM_ROOTDIRECTORY"),
+        (FIELD, "STORAGE_FILESYSTEM_ROOTDIRECTORY"),
+        (BUCKET, "CACHE_LOCAL_ROOTDIRECTORY"),
+    ],
+    ids=["sample", "field", "bucket"],
+)
+def test_the_same_file_and_environment_start_both_programs(
+    tmp_path: Path, text: str, store: str
+) -> None:
     """docker-registry serves from it, and so could we, with the same variables over it."""
     config = tmp_path / "config.yml"
-    config.write_text(text)
     (tmp_path / "htpasswd").touch()
     with _upstream() as upstream:
+        config.write_text(text.replace("http://bucket", upstream))
         environ = {
-            "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY": str(tmp_path / "store"),
+            f"REGISTRY_{store}": str(tmp_path / "store"),
             "REGISTRY_HTTP_ADDR": "127.0.0.1:0",
             "REGISTRY_HTTP_DRAINTIMEOUT": "1s",
             "REGISTRY_PROXY_REMOTEURL": upstream,
@@ -110,6 +140,7 @@ def test_the_same_file_and_environment_start_both_programs(tmp_path: Path, text:
         assert loaded.config
         assert loaded.config.proxy.remoteurl == upstream
         assert loaded.config.auth
+        assert local_root(loaded.config) == tmp_path / "store"
         server = Server(
             [need("docker-registry"), "serve", str(config)],
             tmp_path / "log",

@@ -175,6 +175,10 @@ class Cache:
             found.extend(children.get(pid, []))
         return found
 
+    def workers(self) -> list[int]:
+        """Return the processes that answer requests: not the supervisor, nor the keeper."""
+        return [pid for pid in self.pids()[1:] if title(pid).startswith("pullthrough: worker")]
+
     # Looking at it
 
     def log_text(self) -> str:
@@ -231,6 +235,14 @@ class Cache:
         file = self.blob_file(digest)
         eventually(file.exists, f"{digest} in the store")
         return file
+
+
+def title(pid: int) -> str:
+    """Return what ps calls a process; empty if there is none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
+    except OSError:
+        return ""
 
 
 def layout(store: Path) -> Path:

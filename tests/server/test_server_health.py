@@ -109,3 +109,21 @@ def test_details_tell_each_part() -> None:
         "upstream": "down",
         "draining": True,
     }
+
+
+def test_details_of_the_keeping() -> None:
+    """Bounds and bucket are told beside the rest, as they are now, and decide nothing."""
+    told: dict[str, object] = {}
+    readiness = Readiness(lambda: True, lambda: told)
+    assert set(readiness.details()) == {"ready", "store", "upstream", "draining"}
+    told |= {"bucket": "failing", "pinned": "exceeds the quota", "stored_bytes": 7}
+    assert readiness.ready
+    assert readiness.details() == {
+        "ready": True,
+        "store": "ok",
+        "upstream": "up",
+        "draining": False,
+        "bucket": "failing",
+        "pinned": "exceeds the quota",
+        "stored_bytes": 7,
+    }

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Final
 
 from pullthrough.oci.digest import Digest
 from pullthrough.oci.manifest import parse
 from pullthrough.oci.reference import Repository, Tag
 from pullthrough.store.base import BlobStore, StoredManifest
+from pullthrough.store.layout import Layout
 from pullthrough.store.partial import Partial
 from tests.fakes.cache import ROOT
 from tests.fakes.content import Image, Manifest, make_image
@@ -33,6 +35,27 @@ def image(*, index: bool = False) -> Image:
 def stored(manifest: Manifest) -> StoredManifest:
     """Return a manifest as the store takes it."""
     return StoredManifest(Digest.parse(manifest.digest), manifest.content, parse(manifest.content))
+
+
+def place(path: Path, content: bytes) -> None:
+    """Write a file, and the directories above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def as_registry_2(layout: Layout, pulled: Image) -> None:
+    """Write what registry:2 has on its disk after a pull of ``pulled``."""
+    blobs = {**{each.digest: each.content for each in pulled.manifests}, **pulled.blobs}
+    for name, content in blobs.items():
+        place(layout.blob(Digest.parse(name)), content)
+    for name in pulled.blobs:
+        place(layout.link(NAME, "layers", Digest.parse(name)), name.encode())
+    for manifest in pulled.manifests:
+        digest = Digest.parse(manifest.digest)
+        place(layout.link(NAME, "revisions", digest), manifest.digest.encode())
+    top = Digest.parse(pulled.digest)
+    place(layout.tag_link(NAME, TAG), pulled.digest.encode())
+    place(layout.tag_index_link(NAME, TAG, top), pulled.digest.encode())
 
 
 async def publish(store: BlobStore, content: bytes, digest: Digest) -> None:

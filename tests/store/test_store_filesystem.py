@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import shutil
 import sqlite3
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ from pullthrough.oci.digest import Digest
 from pullthrough.oci.manifest import LIMIT
 from pullthrough.oci.reference import Repository, Tag
 from pullthrough.store import filesystem
+from pullthrough.store.catalogue import Catalogue
 from pullthrough.store.filesystem import FileStore, prepare
+from pullthrough.store.generation import Generation
 from pullthrough.store.layout import Layout
 from pullthrough.store.partial import Partial, Progress
-from tests.fakes.content import Image
 from tests.store.kit import (
     CONTENT,
     DIGEST,
@@ -29,9 +32,11 @@ from tests.store.kit import (
     OTHER,
     SHA512,
     TAG,
+    as_registry_2,
     child,
     image,
     is_verified,
+    place,
     publish,
     put,
     read,
@@ -40,26 +45,6 @@ from tests.store.kit import (
 )
 
 WEEK = 7 * 24 * 3600
-
-
-def place(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def as_registry_2(layout: Layout, pulled: Image) -> None:
-    """Write what registry:2 has on its disk after a pull of ``pulled``."""
-    blobs = {**{each.digest: each.content for each in pulled.manifests}, **pulled.blobs}
-    for name, content in blobs.items():
-        place(layout.blob(Digest.parse(name)), content)
-    for name in pulled.blobs:
-        place(layout.layer_link(NAME, Digest.parse(name)), name.encode())
-    for manifest in pulled.manifests:
-        digest = Digest.parse(manifest.digest)
-        place(layout.revision_link(NAME, digest), manifest.digest.encode())
-    top = Digest.parse(pulled.digest)
-    place(layout.tag_link(NAME, TAG), pulled.digest.encode())
-    place(layout.tag_index_link(NAME, TAG, top), pulled.digest.encode())
 
 
 def under(directory: Path) -> dict[str, bytes]:
@@ -215,38 +200,6 @@ async def test_what_is_written_is_what_registry_2_writes(
     assert under(layout.v2) == under(expected.v2)
 
 
-async def test_sizes_are_read_from_what_registry_2_left(layout: Layout, files: FileStore) -> None:
-    """A rebuilt index knows every size that a manifest here names."""
-    pulled = image(index=True)
-    as_registry_2(layout, pulled)
-    (inner,) = (each for each in pulled.manifests if each.digest != pulled.digest)
-    for name in pulled.blobs:
-        layout.blob(Digest.parse(name)).unlink()
-    await files.rebuild_index()
-    for name, content in pulled.blobs.items():
-        assert await files.named_size(Digest.parse(name)) == len(content)
-    assert await files.named_size(Digest.parse(inner.digest)) == len(inner.content)
-
-
-async def test_rebuilding_passes_over_what_is_damaged(layout: Layout, files: FileStore) -> None:
-    """Links that say nothing and manifests that are not what they should be tell no sizes."""
-    rotten, good = image(), image()
-    as_registry_2(layout, rotten)
-    as_registry_2(layout, good)
-    place(layout.blob(Digest.parse(rotten.digest)), good.top.content)
-    for number, text in enumerate(
-        (b"", b"no digest", b"\xff\xfe", b"x" * 1000, str(SHA512).encode())
-    ):
-        digest = Digest.of(b"link %d" % number)
-        place(layout.revision_link(NAME, digest), text)
-    place(layout.blob(DIGEST), CONTENT)
-    place(layout.revision_link(NAME, DIGEST), str(DIGEST).encode())
-    (layout.revision_link(OTHER, DIGEST)).mkdir(parents=True)
-    await files.rebuild_index()
-    assert await files.named_size(Digest.parse(rotten.layer)) is None
-    assert await files.named_size(Digest.parse(good.layer)) == len(good.layer_content)
-
-
 # -- links -----------------------------------------------------------------------------------------
 
 
@@ -256,8 +209,8 @@ async def test_manifest_links_the_layers_that_are_here(layout: Layout, files: Fi
     layer, config = Digest.parse(pulled.layer), Digest.parse(pulled.config)
     await put(files, pulled.layer_content, layer)
     await files.write_manifest(NAME, stored(pulled.top))
-    assert layout.layer_link(NAME, layer).read_text() == pulled.layer
-    assert not layout.layer_link(NAME, config).exists()
+    assert layout.link(NAME, "layers", layer).read_text() == pulled.layer
+    assert not layout.link(NAME, "layers", config).exists()
 
 
 async def test_blob_is_linked_in_a_known_repository(layout: Layout, files: FileStore) -> None:
@@ -266,7 +219,7 @@ async def test_blob_is_linked_in_a_known_repository(layout: Layout, files: FileS
     await files.write_manifest(NAME, stored(image().top))
     await files.link_blob(NAME, DIGEST)
     await files.link_blob(OTHER, DIGEST)
-    assert layout.layer_link(NAME, DIGEST).read_text() == str(DIGEST)
+    assert layout.link(NAME, "layers", DIGEST).read_text() == str(DIGEST)
     assert not layout.repository(OTHER).exists()
 
 
@@ -277,16 +230,14 @@ async def test_link_once_the_repository_is_known(
     """Asked for before its repository was known, content is linked when it is asked for again."""
     manifest = stored(image().top)
     await files.write_manifest(OTHER, manifest)
-    link, path = (
-        (files.link_blob, layout.layer_link)
-        if what == "blob"
-        else (files.link_manifest, layout.revision_link)
+    link, kind = (
+        (files.link_blob, "layers") if what == "blob" else (files.link_manifest, "revisions")
     )
     await link(NAME, manifest.digest)
-    assert not path(NAME, manifest.digest).exists()
+    assert not layout.link(NAME, kind, manifest.digest).exists()
     await files.write_manifest(NAME, stored(image().top))
     await link(NAME, manifest.digest)
-    assert path(NAME, manifest.digest).exists()
+    assert layout.link(NAME, kind, manifest.digest).exists()
 
 
 async def test_link_that_cannot_be_written(
@@ -352,8 +303,8 @@ async def test_moved_tag_remembers_where_it_was(layout: Layout, files: FileStore
 async def test_catalog_is_what_has_manifests(layout: Layout, files: FileStore) -> None:
     """Names at any depth, one below another; no uploads, no layers alone, no odd directories."""
     for name in ("a", "a/b", "a/b/c/d", "z-z/y_y"):
-        layout.revision_link(Repository(name), DIGEST).parent.mkdir(parents=True)
-    layout.layer_link(Repository("layers/only"), DIGEST).parent.mkdir(parents=True)
+        layout.link(Repository(name), "revisions", DIGEST).parent.mkdir(parents=True)
+    layout.link(Repository("layers/only"), "layers", DIGEST).parent.mkdir(parents=True)
     for odd in (
         "UPPER/_manifests",
         "a/_uploads/b/_manifests",
@@ -450,6 +401,215 @@ async def test_healthy_while_the_directory_answers(layout: Layout, files: FileSt
     assert await files.healthy()
 
 
+# -- what is taken away ----------------------------------------------------------------------------
+
+
+def may_take_away(path: Path) -> bool:
+    """Whether who takes content away would find it unused."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+async def test_open_blob_is_not_taken_away(layout: Layout, files: FileStore) -> None:
+    """For as long as somebody reads it, and no longer."""
+    await put(files, CONTENT, DIGEST)
+    assert may_take_away(layout.blob(DIGEST))
+    blob = await files.open_blob(DIGEST)
+    assert blob is not None
+    assert not may_take_away(layout.blob(DIGEST))
+    blob.file.close()
+    assert may_take_away(layout.blob(DIGEST))
+
+
+async def test_fill_that_is_read_is_not_taken_away(layout: Layout, files: FileStore) -> None:
+    """Who read it while it grew reads on when it has its name."""
+    reader = await files.open_partial(DIGEST)
+    await put(files, CONTENT, DIGEST)
+    assert not may_take_away(layout.blob(DIGEST))
+    reader.close()
+    assert may_take_away(layout.blob(DIGEST))
+
+
+async def test_blob_that_is_being_taken_away(layout: Layout, files: FileStore) -> None:
+    """It is no longer here, and nobody waits for that."""
+    await put(files, CONTENT, DIGEST)
+    with layout.blob(DIGEST).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        async with asyncio.timeout(20):
+            assert await files.open_blob(DIGEST) is None
+    assert await read(files, DIGEST) == CONTENT
+
+
+async def test_link_that_was_taken_away_is_written_again(layout: Layout, files: FileStore) -> None:
+    """What a worker remembers to have linked is not believed once something was taken away."""
+    keeper = Generation(layout.generation)
+    await files.write_manifest(NAME, stored(image().top))
+    link = layout.link(NAME, "layers", DIGEST)
+    await files.link_blob(NAME, DIGEST)
+    link.unlink()
+    await files.link_blob(NAME, DIGEST)
+    assert not link.exists(), "each link is looked for each time"
+    keeper.advance()
+    await files.link_blob(NAME, DIGEST)
+    assert link.read_text() == str(DIGEST)
+    keeper.close()
+
+
+# -- a full disk -----------------------------------------------------------------------------------
+
+
+class Room:
+    """Makes room, or not; ``asked`` is for how many bytes."""
+
+    def __init__(self) -> None:
+        self.says = self.makes = True
+        self.asked: list[int] = []
+        self.full = True
+
+    def __call__(self, size: int) -> bool:
+        self.asked.append(size)
+        self.full = not self.makes
+        return self.says
+
+
+@pytest.fixture(name="room")
+def _room(monkeypatch: pytest.MonkeyPatch) -> Room:
+    """Have a disk on which nothing can be written until there is room for it."""
+    room, real = Room(), os.fdopen
+
+    def full(descriptor: int, mode: str) -> Any:
+        if "w" in mode and room.full:
+            os.close(descriptor)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, mode)
+
+    monkeypatch.setattr(os, "fdopen", full)
+    return room
+
+
+@pytest.fixture(name="tight")
+async def _tight(layout: Layout, room: Room) -> AsyncIterator[FileStore]:
+    """Open a store on that disk."""
+    store = FileStore(layout, make_room=room)
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def test_room_is_made_for_a_manifest(tight: FileStore, room: Room) -> None:
+    """What found no room is written once there is some, and room is made once."""
+    manifest = stored(image().top)
+    await tight.write_manifest(NAME, manifest)
+    await tight.write_tag(NAME, TAG, manifest.digest, 1.0)
+    await tight.link_blob(NAME, DIGEST)
+    assert await tight.read_manifest(manifest.digest) == manifest
+    assert await tight.cached_tags(NAME) == (TAG.name,)
+    assert len(room.asked) == 1
+    assert room.asked[0] > 0
+
+
+@pytest.mark.parametrize("says", [False, True])
+async def test_room_is_asked_for_once(
+    layout: Layout, tight: FileStore, room: Room, *, says: bool
+) -> None:
+    """Where none could be made, or what was made is gone, the error is told, and no half left."""
+    room.says, room.makes = says, False
+    with pytest.raises(OSError, match="No space"):
+        await tight.write_manifest(NAME, stored(image().top))
+    assert len(room.asked) == 1
+    assert list(layout.temporary.iterdir()) == []
+
+
+async def test_other_errors_make_no_room(
+    tight: FileStore, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is broken is not emptied for it."""
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(filesystem, "write_whole", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        await tight.write_manifest(NAME, stored(image().top))
+    assert room.asked == []
+
+
+# -- beside a bucket -------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="mirrored")
+async def _mirrored(layout: Layout) -> AsyncIterator[FileStore]:
+    """Open a store whose content is also kept in a bucket."""
+    store = FileStore(layout, mirrored=True)
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def test_size_of_what_is_in_the_bucket(
+    layout: Layout, files: FileStore, mirrored: FileStore
+) -> None:
+    """It is known as if it were here; without a bucket nobody looks."""
+    assert await mirrored.blob_size(DIGEST) is None
+    with Catalogue(layout.index) as catalogue:
+        catalogue.found_there([(str(DIGEST), 10)])
+    assert await mirrored.mirrored(DIGEST) == 10
+    assert await mirrored.blob_size(DIGEST) == 10
+    assert await files.blob_size(DIGEST) is None
+    await put(mirrored, CONTENT, DIGEST)
+    assert await mirrored.blob_size(DIGEST) == len(CONTENT)
+
+
+@pytest.mark.parametrize("rotten", [False, True])
+async def test_not_in_the_bucket_after_all(
+    layout: Layout, mirrored: FileStore, *, rotten: bool
+) -> None:
+    """It is forgotten; what is there but wrong is to be deleted there."""
+    with Catalogue(layout.index) as catalogue:
+        catalogue.found_there([(str(DIGEST), 10)])
+        await mirrored.forget_mirrored(DIGEST, rotten=rotten)
+        assert await mirrored.mirrored(DIGEST) is None
+        key = f"docker/registry/v2/blobs/sha256/{DIGEST.hex[:2]}/{DIGEST.hex}/data"
+        assert catalogue.buried() == ([key] if rotten else [])
+
+
+async def test_whether_all_of_the_bucket_is_known(layout: Layout, mirrored: FileStore) -> None:
+    """The keeper says so when it has looked through it."""
+    assert not await mirrored.not_mirrored(DIGEST)
+    with Catalogue(layout.index) as catalogue:
+        catalogue.know_mirror()
+    assert await mirrored.not_mirrored(DIGEST)
+
+
+async def test_what_the_bucket_is_to_lose_is_known(mirrored: FileStore) -> None:
+    """Rotten content is not looked for again while it waits to be deleted."""
+    await mirrored.forget_mirrored(DIGEST)
+    assert not await mirrored.not_mirrored(DIGEST)
+    await mirrored.forget_mirrored(DIGEST, rotten=True)
+    assert await mirrored.not_mirrored(DIGEST)
+
+
+async def test_removed_tag_is_deleted_from_the_bucket(
+    layout: Layout, files: FileStore, mirrored: FileStore
+) -> None:
+    """Unless it comes back before; where there is no bucket nothing waits to be deleted."""
+    keys = []
+    with Catalogue(layout.index) as catalogue:
+        for store in (files, mirrored):
+            await store.write_tag(NAME, TAG, DIGEST, 1.0)
+            await store.remove_tag(NAME, TAG)
+            keys.append(catalogue.buried())
+            assert catalogue.tags() == []
+        await mirrored.write_tag(NAME, TAG, DIGEST, 2.0)
+        keys.append(catalogue.buried())
+    tag = "docker/registry/v2/repositories/library/app/_manifests/tags/v1/current/link"
+    assert keys == [[], [tag], []]
+
+
 # -- the index beside the files --------------------------------------------------------------------
 
 
@@ -471,7 +631,6 @@ async def test_files_do_without_an_index(layout: Layout, log: LogCapture) -> Non
     (layout.index / "in the way").touch()
     prepared = prepare(layout.root)
     os.close(prepared.in_use)
-    assert not prepared.new_index
     store = FileStore(layout)
     await store.open()
     manifest = stored(image().top)
@@ -490,14 +649,6 @@ async def test_files_do_without_an_index(layout: Layout, log: LogCapture) -> Non
     await store.close()
     warned = [entry for entry in log.entries if "not swept" not in entry["event"]]
     assert {entry["log_level"] for entry in warned} == {"warning"}
-
-
-def test_new_index_is_told_once(tmp_path: Path) -> None:
-    """The first start is told that sizes are to be read from the files, a later one is not."""
-    for new in (True, False, False):
-        prepared = prepare(tmp_path)
-        os.close(prepared.in_use)
-        assert prepared.new_index is new
 
 
 async def test_workers_find_the_index_made(layout: Layout, log: LogCapture) -> None:

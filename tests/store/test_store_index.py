@@ -13,11 +13,14 @@ import pytest
 from structlog.testing import LogCapture
 
 from pullthrough.oci.digest import Digest
-from pullthrough.oci.manifest import Descriptor
 from pullthrough.oci.reference import Tag
 from pullthrough.store import index as index_module
-from pullthrough.store.index import Index, prepare
+from pullthrough.store.catalogue import Catalogue
+from pullthrough.store.index import MIRROR_KNOWN, Index, Named, prepare
 from tests.store.kit import DIGEST, NAME, OTHER, SHA512, TAG
+
+MANIFEST = Digest.of(b"a manifest")
+INNER = Digest.of(b"a manifest in an index")
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def rows(path: Path, sql: str) -> list[Any]:
 async def fill(index: Index) -> None:
     """Put one of everything."""
     await index.add_blob(DIGEST, 10)
-    await index.add_descriptors([Descriptor(SHA512, 20, "")])
+    await index.add_manifest(NAME, MANIFEST, 30, [Named(SHA512, 20)])
     await index.set_checked(NAME, TAG, DIGEST, 1000.5)
     await index.set_listing(NAME, "tags", b"[]")
 
@@ -77,15 +80,20 @@ async def assert_nothing_known(index: Index) -> None:
     assert await index.listing(NAME, "tags") is None
 
 
-async def test_new_index_says_so_once(path: Path) -> None:
-    """A fresh one wants rebuilding, the same one does not: not at once, not after its use."""
-    assert prepare(path)
-    assert not prepare(path)
+async def test_prepared_again_it_is_the_same(path: Path) -> None:
+    """What is known stays known over a start, whether it is in use or not."""
+    prepare(path)
     index = Index(path)
     await index.open()
-    assert not prepare(path)
+    await fill(index)
+    prepare(path)
+    await assert_all_there(index)
     await index.close()
-    assert not prepare(path)
+    prepare(path)
+    index = Index(path)
+    await index.open()
+    await assert_all_there(index)
+    await index.close()
 
 
 async def test_what_is_put_is_there_for_all(opened: Open) -> None:
@@ -118,23 +126,130 @@ async def test_check_is_of_a_digest(opened: Open) -> None:
     assert await index.checked(NAME, TAG, SHA512) == 0.0
 
 
-async def test_descriptor_without_a_size(opened: Open) -> None:
-    """Docker's schema 1 tells no sizes: that is not known, and not an error."""
-    index = await opened()
-    await index.add_descriptors([Descriptor(DIGEST, None, ""), Descriptor(SHA512, 0, "")])
-    assert await index.size_of(DIGEST) is None
-    assert await index.size_of(SHA512) == 0
+# -- content ---------------------------------------------------------------------------------------
 
 
-async def test_rebuilding_keeps_what_is_known(opened: Open) -> None:
-    """Sizes read from the files fill the gaps; verification is not theirs to claim."""
+async def test_manifest_is_content_that_names_others(opened: Open, path: Path) -> None:
+    """It is here and verified; what it names is not, but is remembered with size and kind."""
     index = await opened()
-    await index.add_descriptors([Descriptor(SHA512, 20, "")])
-    await index.rebuild_from({SHA512: 99, DIGEST: 30})
-    assert await index.size_of(SHA512) == 20
-    assert await index.size_of(DIGEST) == 30
+    names = [Named(DIGEST, 10), Named(INNER, 20, "linux/amd64", is_manifest=True)]
+    await index.add_manifest(NAME, MANIFEST, 30, names)
+    assert await index.verified(MANIFEST)
     assert not await index.verified(DIGEST)
-    await index.rebuild_from({})
+    with Catalogue(path) as catalogue:
+        assert [row[:2] + row[3:] for row in catalogue.rows()] == [
+            (str(MANIFEST), 30, True, True, False)
+        ]
+        assert set(catalogue.named(str(MANIFEST))) == set(names)
+        assert catalogue.links_of(str(MANIFEST)) == [(str(MANIFEST), "revisions", NAME.name)]
+
+
+async def test_manifest_links_the_layers_that_are_known(opened: Open, path: Path) -> None:
+    """What is here of it becomes its repository's: layers, not the manifests in an index."""
+    index = await opened()
+    await index.add_blob(DIGEST, 10)
+    await index.add_manifest(OTHER, INNER, 20, [])
+    names = [Named(DIGEST, 10), Named(SHA512, 10), Named(INNER, 20, is_manifest=True)]
+    await index.add_manifest(NAME, MANIFEST, 30, names)
+    with Catalogue(path) as catalogue:
+        assert catalogue.links("layers") == [(str(DIGEST), "layers", NAME.name)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "known"),
+    [((None,), None), ((0,), 0), ((7, 7), 7), ((7, None), 7), ((7, 8), None), ((0, 8), None)],
+)
+async def test_size_is_what_manifests_agree_on(
+    opened: Open, sizes: tuple[int | None, ...], known: int | None
+) -> None:
+    """Docker's schema 1 tells none, which is no error; of two that differ neither is believed."""
+    index = await opened()
+    for number, size in enumerate(sizes):
+        digest = Digest.of(b"manifest %d" % number)
+        await index.add_manifest(NAME, digest, 1, [Named(DIGEST, size)])
+    assert await index.size_of(DIGEST) == known
+
+
+async def test_link_is_remembered_once(opened: Open, path: Path) -> None:
+    """However often it is said."""
+    index = await opened()
+    for repository in (NAME, OTHER, NAME):
+        await index.add_link(repository, DIGEST, "layers")
+    with Catalogue(path) as catalogue:
+        assert sorted(catalogue.links_of(str(DIGEST))) == [
+            (str(DIGEST), "layers", NAME.name),
+            (str(DIGEST), "layers", OTHER.name),
+        ]
+
+
+# -- the bucket ------------------------------------------------------------------------------------
+
+
+async def test_what_left_the_disk_may_be_in_the_bucket(opened: Open, path: Path) -> None:
+    """Its size stays known for as long as it is somewhere; what is nowhere is forgotten."""
+    index = await opened()
+    await index.add_blob(DIGEST, 10)
+    assert await index.there(DIGEST) is None
+    with Catalogue(path) as catalogue:
+        catalogue.uploaded(DIGEST)
+    assert await index.there(DIGEST) == 10
+    await index.forget_blob(DIGEST)
+    assert not await index.verified(DIGEST)
+    assert await index.there(DIGEST) == 10
+    await index.not_there(DIGEST)
+    assert await index.there(DIGEST) is None
+    assert rows(path, "SELECT * FROM blob") == []
+
+
+async def test_lost_from_the_bucket_only(opened: Open) -> None:
+    """What the bucket has lost is still here."""
+    index = await opened()
+    await index.add_blob(DIGEST, 10)
+    await index.not_there(DIGEST)
+    assert await index.verified(DIGEST)
+
+
+async def test_back_on_the_disk(opened: Open, path: Path) -> None:
+    """What is fetched again is here and verified, and still known to be in the bucket."""
+    index = await opened()
+    with Catalogue(path) as catalogue:
+        catalogue.found_there([(str(DIGEST), 10)])
+    assert not await index.verified(DIGEST)
+    await index.add_blob(DIGEST, 10)
+    assert await index.verified(DIGEST)
+    assert await index.there(DIGEST) == 10
+
+
+@pytest.mark.parametrize(("digest", "there"), [(DIGEST, 1), (SHA512, 0)])
+async def test_moved_tag_is_to_go_to_the_bucket_again(
+    opened: Open, path: Path, digest: Digest, there: int
+) -> None:
+    """A check that finds a tag where it was costs the bucket nothing."""
+    index = await opened()
+    await index.set_checked(NAME, TAG, DIGEST, 1.0)
+    with Catalogue(path) as catalogue:
+        catalogue.tagged_there(catalogue.tags()[0])
+    await index.set_checked(NAME, TAG, digest, 2.0)
+    assert rows(path, "SELECT digest, checked, there FROM tag") == [(str(digest), 2.0, there)]
+
+
+async def test_buried_until_it_is_wanted_again(opened: Open, path: Path) -> None:
+    """A tag that comes back is not deleted from the bucket; the other that went is."""
+    index = await opened()
+    for key in ("a/link", "b/link", "b/link"):
+        await index.bury(key)
+    await index.set_checked(NAME, TAG, DIGEST, 1.0, "a/link")
+    with Catalogue(path) as catalogue:
+        assert catalogue.buried() == ["b/link"]
+
+
+async def test_what_the_keeper_noted(opened: Open, path: Path) -> None:
+    """Workers see what the keeper notes, as soon as it does."""
+    index = await opened()
+    assert await index.noted(MIRROR_KNOWN) is None
+    with Catalogue(path) as catalogue:
+        catalogue.know_mirror()
+    assert await index.noted(MIRROR_KNOWN) is not None
 
 
 # -- uses ------------------------------------------------------------------------------------------
@@ -191,9 +306,9 @@ async def test_closing_flushes(path: Path) -> None:
 # -- failures --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["gone", "garbage", "cut", "newer", "another program's"])
+@pytest.mark.parametrize("how", ["gone", "garbage", "cut", "newer", "older", "another program's"])
 async def test_lost_index_is_begun_anew(path: Path, how: str, log: LogCapture) -> None:
-    """A file that is gone, damaged or a later version's is replaced by a fresh one that works."""
+    """A file that is gone, damaged or another version's is replaced by a fresh one that works."""
     index = Index(path)
     await index.open()
     await fill(index)
@@ -207,11 +322,13 @@ async def test_lost_index_is_begun_anew(path: Path, how: str, log: LogCapture) -
             path.write_bytes(path.read_bytes()[:5000])
         case "newer":
             rows(path, "PRAGMA user_version=1000")
+        case "older":
+            rows(path, "PRAGMA user_version=1")
         case _:
             path.unlink()
             rows(path, "CREATE TABLE blob (something TEXT)")
             rows(path, "PRAGMA user_version=77")
-    assert prepare(path)
+    prepare(path)
     again = Index(path)
     await again.open()
     await assert_nothing_known(again)
@@ -229,7 +346,11 @@ async def assert_useless_and_harmless(index: Index) -> None:
     await index.flush()
     await index.forget_blob(DIGEST)
     await index.forget_tag(NAME, TAG)
-    await index.rebuild_from({DIGEST: 1})
+    await index.add_link(NAME, DIGEST, "layers")
+    await index.not_there(DIGEST)
+    await index.bury("key")
+    assert await index.there(DIGEST) is None
+    assert await index.noted(MIRROR_KNOWN) is None
     await assert_nothing_known(index)
     await index.close()
 
@@ -237,7 +358,7 @@ async def assert_useless_and_harmless(index: Index) -> None:
 async def test_directory_that_cannot_be_written(log: LogCapture) -> None:
     """Without a place for it there is no index; whatever is asked is not known."""
     path = Path("/proc/index.sqlite")  # where nobody, root neither, can make a file
-    assert not prepare(path)
+    prepare(path)
     assert [entry["event"] for entry in log.entries] == ["index unavailable"]
     index = Index(path)
     await index.open()
@@ -253,7 +374,7 @@ async def test_connection_that_failed_at_first(tmp_path: Path, log: LogCapture) 
     await index.flush()
     await assert_nothing_known(index)
     path.parent.mkdir()
-    assert prepare(path)
+    prepare(path)
     index.touch(DIGEST)
     await index.flush()
     await fill(index)
@@ -266,7 +387,7 @@ async def test_directory_in_its_place(path: Path) -> None:
     """Something that cannot be removed where the index should be does not stop the start."""
     path.mkdir()
     (path / "file").touch()
-    assert not prepare(path)
+    prepare(path)
     index = Index(path)
     await index.open()
     await assert_useless_and_harmless(index)
@@ -298,7 +419,8 @@ async def test_disk_that_turned_read_only(opened: Open, log: LogCapture) -> None
 async def test_file_that_rots_while_open(opened: Open, path: Path, log: LogCapture) -> None:
     """Damage found in the middle of the work is not known, not an error."""
     index = await opened()
-    await index.rebuild_from({Digest.of(str(n).encode()): n for n in range(2000)})
+    names = [Named(Digest.of(str(n).encode()), n) for n in range(2000)]
+    await index.add_manifest(NAME, MANIFEST, 1, names)
     assert index._connection is not None
     index._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     index._connection.execute("PRAGMA shrink_memory")
@@ -342,14 +464,14 @@ async def test_locked_at_the_start(path: Path, log: LogCapture) -> None:
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("PRAGMA locking_mode=EXCLUSIVE")
     holder.execute("BEGIN EXCLUSIVE")
-    assert not prepare(path)
+    prepare(path)
     locked = Index(path)
     await locked.open()
     await assert_useless_and_harmless(locked)
     holder.execute("ROLLBACK")
     holder.close()
     assert {entry["event"] for entry in log.entries} == {"index unavailable"}
-    assert not prepare(path)
+    prepare(path)
     again = Index(path)
     await again.open()
     await assert_all_there(again)
@@ -361,12 +483,13 @@ async def test_failed_batch_is_no_half(opened: Open, path: Path) -> None:
     index = await opened()
     assert index._connection is not None
     index._connection.execute(
-        "CREATE TRIGGER no_more BEFORE INSERT ON descriptor WHEN new.size = 2 "
+        "CREATE TRIGGER no_more BEFORE INSERT ON refers WHEN new.size = 2 "
         "BEGIN SELECT RAISE(ABORT, 'no more'); END"
     )
-    await index.add_descriptors([Descriptor(DIGEST, 1, ""), Descriptor(SHA512, 2, "")])
-    assert rows(path, "SELECT * FROM descriptor") == []
-    await index.add_descriptors([Descriptor(DIGEST, 3, "")])
+    await index.add_manifest(NAME, MANIFEST, 30, [Named(DIGEST, 1), Named(SHA512, 2)])
+    for table in ("blob", "refers", "link"):
+        assert rows(path, f"SELECT * FROM {table}") == []  # noqa: S608 - names of our own
+    await index.add_manifest(NAME, MANIFEST, 30, [Named(DIGEST, 3)])
     assert await index.size_of(DIGEST) == 3
 
 

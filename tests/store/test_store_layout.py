@@ -24,11 +24,11 @@ SHA512 = Digest("sha512", "cd" + "1" * 126)
         (LAYOUT.blob(SHA512), f"blobs/sha512/cd/{SHA512.hex}/data"),
         (LAYOUT.repository(NAME), "repositories/project/app"),
         (
-            LAYOUT.layer_link(NAME, DIGEST),
+            LAYOUT.link(NAME, "layers", DIGEST),
             f"repositories/project/app/_layers/sha256/{DIGEST.hex}/link",
         ),
         (
-            LAYOUT.revision_link(NAME, DIGEST),
+            LAYOUT.link(NAME, "revisions", DIGEST),
             f"repositories/project/app/_manifests/revisions/sha256/{DIGEST.hex}/link",
         ),
         (LAYOUT.tags(NAME), "repositories/project/app/_manifests/tags"),

@@ -1,0 +1,1 @@
+"""What the operator's commands have in common with nothing else: see cli.py for all of them."""

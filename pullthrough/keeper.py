@@ -1,0 +1,208 @@
+"""The keeper: the process beside the workers that tends the store. Threads, no event loop.
+
+tending   index and files agree; the bounds are kept
+mirror    what is here comes into the bucket
+scrub     what is here is read again, slowly
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from pullthrough.board import Board
+from pullthrough.store.catalogue import Catalogue
+from pullthrough.store.layout import Layout
+from pullthrough.store.reconcile import reconcile
+from pullthrough.telemetry import metrics
+from pullthrough.tending.eviction import Reason
+from pullthrough.tending.janitor import Bounds, Janitor, State
+from pullthrough.tending.scrub import scrub
+
+if TYPE_CHECKING:
+    from pullthrough.store.bucket import Bucket
+
+_log = structlog.get_logger()
+
+_LOOK_EVERY: Final = 1.0
+"""Seconds between looks at how much there is."""
+_EXPIRE_EVERY: Final = 60.0
+_AGREE_EVERY: Final = 3600.0
+"""Seconds after which files and index are compared again: a full disk may have kept a row out."""
+_HOPELESS_FOR: Final = 10.0
+"""Seconds until it is tried again to take something away where nothing could be."""
+_MIRROR_EVERY: Final = 0.5
+_LEARN_EVERY: Final = 3600.0
+"""Seconds after which the bucket is looked through again: other caches may write to it too."""
+_NICE: Final = 10
+"""Clients go first."""
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What is kept, and how."""
+
+    layout: Layout
+    bounds: Bounds
+    board: Board
+    scrub_rate: int | None
+    """Bytes a second."""
+    mirrored: bool
+    """Whether there is a bucket."""
+    bucket: Callable[[], Bucket | None]
+    """Makes the bucket's client, in the keeper's own process; None where that fails."""
+
+
+def work(keeping: Keeping, alive: int) -> None:
+    """Be the keeper: the forked process's whole life, until SIGTERM or the supervisor's end.
+
+    ``alive`` is the reading end of a pipe that ends with the supervisor.
+    """
+    os.nice(_NICE)
+    # Taken one by one below: a handler that set an event could run while the event is waited for.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    stop = threading.Event()
+    bucket = keeping.bucket()
+    while bucket is None and keeping.mirrored:
+        # Without it nothing can be decided: what is on the disk may be all there is, or a copy.
+        if signal.sigtimedwait({signal.SIGTERM}, _LONGEST_PAUSE) is not None:
+            return
+        bucket = keeping.bucket()
+    threads = [threading.Thread(target=_guarded, args=(_tend, keeping, bucket, stop), name="tend")]
+    if bucket is not None:
+        threads.append(
+            threading.Thread(target=_guarded, args=(_mirror, keeping, bucket, stop), name="mirror")
+        )
+    if keeping.scrub_rate:
+        threads.append(
+            threading.Thread(target=_guarded, args=(_scrub, keeping, bucket, stop), name="scrub")
+        )
+    for thread in threads:
+        thread.start()
+    while signal.sigtimedwait({signal.SIGTERM}, _LOOK_EVERY) is None:
+        if select.select([alive], [], [], 0)[0]:
+            break
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+
+def _guarded(
+    task: Callable[[Keeping, Bucket | None, threading.Event], None],
+    keeping: Keeping,
+    bucket: Bucket | None,
+    stop: threading.Event,
+) -> None:
+    """Run a task again after whatever ended it, until it is time to stop."""
+    pause = _FIRST_PAUSE
+    while not stop.is_set():
+        try:
+            task(keeping, bucket, stop)
+        except (OSError, sqlite3.Error) as error:
+            _log.warning("tending the store failed, trying again", error=str(error))
+        except Exception:  # noqa: BLE001 - what is tended is not to stay untended
+            _log.exception("tending the store failed, trying again")
+        stop.wait(pause)
+        pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def _tend(keeping: Keeping, bucket: Bucket | None, stop: threading.Event) -> None:
+    with Catalogue(keeping.layout.index) as catalogue:
+        catalogue.mirror_is("" if bucket is None else bucket.identity)
+        janitor = Janitor(keeping.layout, catalogue, keeping.bounds, bucket, time.time)
+        agreed, expiring, hopeless = float("-inf"), 0.0, 0.0
+        while not stop.is_set():
+            if time.monotonic() - agreed > _AGREE_EVERY:
+                reconcile(keeping.layout, catalogue)
+                agreed = time.monotonic()
+            state, now = janitor.state(), time.monotonic()
+            if now >= expiring or (state.over and now >= hopeless):
+                state, gone = janitor.tidy()
+                expiring = time.monotonic() + _pause_between(keeping.bounds.ttl)
+                if state.over and not gone:
+                    hopeless = time.monotonic() + _HOPELESS_FOR
+                for reason in Reason:
+                    went = [victim for victim in gone if victim.reason is reason]
+                    if went:
+                        size = sum(victim.size for victim in went)
+                        metrics.EVICTED.labels(reason.name.lower()).inc(len(went))
+                        metrics.EVICTED_BYTES.labels(reason.name.lower()).inc(size)
+                        _log.info("evicted", why=reason.value, count=len(went), bytes=size)
+                if state.overpinned:
+                    _log.error(
+                        "what is pinned exceeds the quota", pinned=state.pinned, quota=state.quota
+                    )
+                keeping.board.tell(pinned=state.pinned)
+                metrics.PINNED_BYTES.set(state.pinned)
+            _tell(keeping.board, state)
+            stop.wait(_LOOK_EVERY)
+
+
+def _pause_between(ttl: float) -> float:
+    """Return the seconds until something may have expired that has not yet."""
+    return min(_EXPIRE_EVERY, ttl / 4) if ttl else _EXPIRE_EVERY
+
+
+def _tell(board: Board, state: State) -> None:
+    board.tell(used=state.used, quota=state.quota or 0, pending=state.pending)
+    metrics.STORE_BYTES.labels("store").set(state.used)
+    metrics.STORE_BYTES.labels("local").set(state.here)
+    metrics.STORE_QUOTA.labels("store").set(state.quota or 0)
+    metrics.STORE_QUOTA.labels("local").set(state.local or state.quota or 0)
+    metrics.UPLOAD_PENDING.set(state.pending)
+
+
+def _mirror(keeping: Keeping, bucket: Bucket | None, stop: threading.Event) -> None:
+    from pullthrough.store.bucket import BucketError  # boto3, only where there is a bucket
+    from pullthrough.tending.uploads import Mirror
+
+    if bucket is None:
+        return
+    with Catalogue(keeping.layout.index) as catalogue:
+        catalogue.mirror_is(bucket.identity)
+        mirror = Mirror(keeping.layout, catalogue, bucket, stop.is_set)
+        swept, learnt, pause = False, float("-inf"), _FIRST_PAUSE
+        while not stop.is_set():
+            try:
+                if not swept:
+                    bucket.sweep()
+                    swept = True
+                if time.monotonic() - learnt > _LEARN_EVERY:
+                    mirror.learn()
+                    learnt = time.monotonic()
+                done = mirror.upload()
+            except BucketError as error:
+                metrics.UPLOAD_FAILURES.labels(error.trouble.name.lower()).inc()
+                keeping.board.tell(mirror_failing=1)
+                metrics.BUCKET_UP.set(0)
+                _log.warning("the bucket fails, trying again", why=str(error), seconds=pause)
+                stop.wait(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            else:
+                if done:
+                    metrics.UPLOADED.inc(done)
+                keeping.board.tell(mirror_failing=0)
+                metrics.BUCKET_UP.set(1)
+                pause = _FIRST_PAUSE
+                stop.wait(_MIRROR_EVERY)
+
+
+def _scrub(keeping: Keeping, bucket: Bucket | None, stop: threading.Event) -> None:
+    del bucket
+    with Catalogue(keeping.layout.index) as catalogue:
+        while not stop.is_set():
+            scrub(keeping.layout, catalogue, keeping.scrub_rate or 0, stop)
+            stop.wait(_EXPIRE_EVERY)
