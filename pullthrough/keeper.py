@@ -24,7 +24,7 @@ from pullthrough.store.catalogue import Catalogue
 from pullthrough.store.layout import Layout
 from pullthrough.store.reconcile import reconcile
 from pullthrough.telemetry import metrics
-from pullthrough.tending.eviction import Reason
+from pullthrough.tending.eviction import Reason, Victim
 from pullthrough.tending.janitor import Bounds, Janitor, State
 from pullthrough.tending.scrub import scrub
 
@@ -119,36 +119,52 @@ def _guarded(
         pause = min(pause * 2, _LONGEST_PAUSE)
 
 
+def _of_the_bucket(bucket: Bucket | None) -> tuple[type[Exception], ...]:
+    """Return how the bucket fails, without a bucket in no way."""
+    if bucket is None:
+        return ()
+    from pullthrough.store.trouble import BucketError  # boto3, only where there is a bucket
+
+    return (BucketError,)
+
+
 def _tend(keeping: Keeping, bucket: Bucket | None, stop: threading.Event) -> None:
     with Catalogue(keeping.layout.index) as catalogue:
         catalogue.mirror_is("" if bucket is None else bucket.identity)
         janitor = Janitor(keeping.layout, catalogue, keeping.bounds, bucket, time.time)
         agreed, expiring, hopeless = float("-inf"), 0.0, 0.0
+        foreseen = _of_the_bucket(bucket)
         while not stop.is_set():
             if time.monotonic() - agreed > _AGREE_EVERY:
                 reconcile(keeping.layout, catalogue)
                 agreed = time.monotonic()
             state, now = janitor.state(), time.monotonic()
             if now >= expiring or (state.over and now >= hopeless):
-                state, gone = janitor.tidy()
+                gone: list[Victim] = []
+                try:
+                    state, gone = janitor.tidy()
+                except foreseen as error:
+                    _log.warning("not all that should go went", why=str(error))
                 expiring = time.monotonic() + _pause_between(keeping.bounds.ttl)
-                if state.over and not gone:
-                    hopeless = time.monotonic() + _HOPELESS_FOR
-                for reason in Reason:
-                    went = [victim for victim in gone if victim.reason is reason]
-                    if went:
-                        size = sum(victim.size for victim in went)
-                        metrics.EVICTED.labels(reason.name.lower()).inc(len(went))
-                        metrics.EVICTED_BYTES.labels(reason.name.lower()).inc(size)
-                        _log.info("evicted", why=reason.value, count=len(went), bytes=size)
-                if state.overpinned:
-                    _log.error(
-                        "what is pinned exceeds the quota", pinned=state.pinned, quota=state.quota
-                    )
-                keeping.board.tell(pinned=state.pinned)
-                metrics.PINNED_BYTES.set(state.pinned)
+                hopeless = 0.0 if gone else time.monotonic() + _HOPELESS_FOR
+                _report(keeping.board, state, gone)
             _tell(keeping.board, state)
             stop.wait(_LOOK_EVERY)
+
+
+def _report(board: Board, state: State, gone: list[Victim]) -> None:
+    """Say what went, and whether what is pinned fits."""
+    for reason in Reason:
+        went = [victim for victim in gone if victim.reason is reason]
+        if went:
+            size = sum(victim.size for victim in went)
+            metrics.EVICTED.labels(reason.name.lower()).inc(len(went))
+            metrics.EVICTED_BYTES.labels(reason.name.lower()).inc(size)
+            _log.info("evicted", why=reason.value, count=len(went), bytes=size)
+    if state.overpinned:
+        _log.error("what is pinned exceeds the quota", pinned=state.pinned, quota=state.quota)
+    board.tell(pinned=state.pinned)
+    metrics.PINNED_BYTES.set(state.pinned)
 
 
 def _pause_between(ttl: float) -> float:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pullthrough.store.index import connect
 from tests.conftest import CacheStarter
 from tests.fakes.cache import Cache, blob_file, layout, merged, towards
 from tests.fakes.content import Image, Manifest, noise
@@ -196,9 +198,10 @@ def test_gc_says_when_pins_exceed_the_quota(start_cache: CacheStarter, image: Im
     pulled(cache, image)
     cache.stop()
     cache.configure({"cache": {"quota": "1kB", "pin": ["project/**"]}})
-    told = pullthrough("gc", config=cache.directory / "config.yml")
-    assert told.returncode == 1
-    assert "pinned" in told.stderr
+    for how in ((), ("--json",)):
+        told = pullthrough("gc", *how, config=cache.directory / "config.yml")
+        assert told.returncode == 1
+        assert "what is pinned exceeds the quota" in told.stderr
     assert cache.blob_file(image.layer).exists()
 
 
@@ -445,7 +448,11 @@ def damage(store: Path) -> None:
     [(True, lose_all), (True, lose_one), (False, lose_all), (False, lose_one), (False, damage)],
 )
 def test_reindex_after_the_index_was_lost(
-    start_cache: CacheStarter, image: Image, running: bool, lose: Callable[[Path], None]
+    registry: FakeRegistry,
+    start_cache: CacheStarter,
+    image: Image,
+    running: bool,
+    lose: Callable[[Path], None],
 ) -> None:
     """All that is here is known again, from the files; a running cache goes on."""
     cache = start_cache()
@@ -466,11 +473,28 @@ def test_reindex_after_the_index_was_lost(
     assert app["platforms"][0]["platform"] == "linux/amd64"
     assert "1 image in 1 repository" in tool("reindex")
     if running:
+        # It goes on with the index that it has open, whole: a new one shares nothing with that.
         cache.client().pull(image)
-    cache.stop() if running else None
+        cache.client().pull(registry.put_image("project/other", "v1", (noise(2000),)))
+        cache.stop()
+        assert "index failed" not in cache.log_text()
+        assert "disk I/O error" not in cache.log_text()
     cache.start()
     cache.client().pull(image)
     assert tool.images()["project/app:v1"]["complete"]
+
+
+def test_reindex_while_the_lost_index_is_open(start_cache: CacheStarter, image: Image) -> None:
+    """What a process has open of the lost index is kept apart from the new one."""
+    cache = start_cache()
+    pulled(cache, image)
+    cache.stop()
+    lose_all(cache.store)
+    with closing(connect(cache.store / "pullthrough" / "index.sqlite")) as opened:
+        lose_one(cache.store)
+        assert Tool(cache).json("reindex")["images"] == 1
+        assert Tool(cache).images()["project/app:v1"]["complete"]
+        assert opened.execute("SELECT count(*) FROM blob").fetchone() == (0,)
 
 
 def test_store_that_another_program_filled(start_cache: CacheStarter, image: Image) -> None:

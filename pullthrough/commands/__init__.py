@@ -1,1 +1,1 @@
-"""What the operator's commands have in common with nothing else: see cli.py for all of them."""
+"""The operator's commands on a store, and what it is connected to; cli.py lists them all."""

@@ -133,33 +133,26 @@ def gc(dry_run: bool, config: Path | None, as_json: bool) -> None:
             state, gone = janitor.tidy()
             kept = {row.digest for row in store.catalogue.rows()}
         needing = inventory.needing([victim.digest for victim in gone])
+    freed = sum(victim.size for victim in gone)
     if as_json:
-        printing.document(
-            {
-                "dry_run": dry_run,
-                "gone": [_victim(each, needing, kept) for each in gone],
-                "freed": sum(victim.size for victim in gone),
-                **_state(state),
-            }
-        )
-        return
-    if gone:
-        printing.table(
-            ("DIGEST", "SIZE", "LAST USE", "FROM", "WHY", "IMAGES"),
-            [
-                (
-                    printing.short(each.digest), printing.size(each.size), printing.when(each.used),
-                    _from(each, kept), each.reason.value, _few(needing.get(each.digest, ())),
-                )
-                for each in gone
-            ],
-        )  # fmt: skip
-    freed = printing.size(sum(victim.size for victim in gone))
-    would = "would go" if dry_run else "gone"
-    click.echo(f"{printing.counted(len(gone), 'thing')} {would}, {freed}; {_said(state)}")
+        victims = [_victim(each, needing, kept) for each in gone]
+        printing.document({"dry_run": dry_run, "gone": victims, "freed": freed, **_state(state)})
+    else:
+        if gone:
+            headings = ("DIGEST", "SIZE", "LAST USE", "FROM", "WHY", "IMAGES")
+            printing.table(headings, [_line(each, needing, kept) for each in gone])
+        things = f"{printing.counted(len(gone), 'thing')} {'would go' if dry_run else 'gone'}"
+        click.echo(f"{things}, {printing.size(freed)}; {_said(state)}")
     if state.overpinned:
         click.echo("what is pinned exceeds the quota", err=True)
         sys.exit(1)
+
+
+def _line(victim: Victim, needing: dict[str, list[Name]], kept: Iterable[str]) -> tuple[str, ...]:
+    return (
+        printing.short(victim.digest), printing.size(victim.size), printing.when(victim.used),
+        _from(victim, kept), victim.reason.value, _few(needing.get(victim.digest, ())),
+    )  # fmt: skip
 
 
 def _victim(victim: Victim, needing: dict[str, list[Name]], kept: Iterable[str]) -> dict[str, Any]:
@@ -187,12 +180,8 @@ def _state(state: State) -> dict[str, Any]:
 
 def _said(state: State) -> str:
     def against(used: int, quota: int | None) -> str:
-        bound = "no quota" if quota is None else f"a quota of {printing.size(quota)}"
-        return (
-            f"{printing.size(used)} of {bound}"
-            if quota is not None
-            else f"{printing.size(used)}, {bound}"
-        )
+        bound = "no quota" if quota is None else f"of a quota of {printing.size(quota)}"
+        return f"{printing.size(used)}, {bound}"
 
     said = f"now {against(state.used, state.quota)}"
     if state.local is not None:

@@ -114,11 +114,8 @@ class Janitor:
             return state, gone, []
         if away:
             gone = []
-        going = {victim.digest for victim in gone}
-        here = [row for row in rows if row.here and row.digest not in going]
-        left = excess(state.here, state.local) - sum(
-            row.size for row in rows if row.here and row.digest in going
-        )
+        # Of what is to go altogether too: the disk is bounded with the bucket away as well.
+        left = excess(state.here, state.local)
         aside: list[Victim] = []
         # What the bucket has can be had again; what it has not, only from far away.
         for there in (True, False):
@@ -126,8 +123,8 @@ class Janitor:
                 aside += victims(
                     [
                         Content(row.digest, row.size, row.used)
-                        for row in here
-                        if row.there is there and row.digest not in manifests
+                        for row in rows
+                        if row.here and row.there is there and row.digest not in manifests
                     ],
                     used, kept=busy if there else staying, now=now, ttl=0, excess=left,
                 )  # fmt: skip
@@ -178,7 +175,8 @@ class Janitor:
                 [
                     Content(row.digest, row.size, row.used, row.digest in manifests)
                     for row in rows
-                    if row.here
+                    # The bucket's manifests stay: without them nobody knows what it has.
+                    if row.here and not (row.there and row.digest in manifests)
                 ],
                 used, kept=self._pinned(refers), now=self._clock(), ttl=0,
                 excess=size + spare - free,

@@ -77,7 +77,7 @@ class Removal:
 
     def link(self, link: LinkRow) -> None:
         """Take a repository's link to content away, wherever it is; the content stays."""
-        self._delete([self._unlink(link)])
+        self._unlink(link)
         self._catalogue.remove_links([link])
         self._tidy(link.repository)
 
@@ -88,9 +88,9 @@ class Removal:
                 return thing, False
             for tag in thing.tags:
                 self._untag(tag)
-            self._delete([self._unlink(link) for link in thing.links])
-            self._delete([self._layout.key(path)])
-            path.unlink(missing_ok=True)
+            for link in thing.links:
+                self._unlink(link)
+            self._delete(path)
         _prune(path.parent, 1)
         return thing, True
 
@@ -114,19 +114,25 @@ class Removal:
     def _untag(self, tag: TagRow) -> None:
         path = self._layout.tag_link(Repository.parse(tag.repository), Tag.parse(tag.tag))
         place = path.parent.parent
-        # It may have moved since it was looked up.
-        if str(digest_in(path)) == tag.digest:
-            path.unlink(missing_ok=True)
-            _rmtree(place)
-        if self._bucket is not None and not path.exists():
-            self._delete([key for key, _ in self._bucket.objects(f"{self._layout.key(place)}/")])
+        if path.exists() and str(digest_in(path)) != tag.digest:
+            return  # it has moved since it was looked up
+        if self._bucket is not None:
+            for key, _ in self._bucket.objects(f"{self._layout.key(place)}/"):
+                self._bucket.delete(key)
+        path.unlink(missing_ok=True)
+        _rmtree(place)
 
-    def _unlink(self, link: LinkRow) -> str:
+    def _unlink(self, link: LinkRow) -> None:
         repository, digest = Repository.parse(link.repository), Digest.parse(link.digest)
         path = self._layout.link(repository, link.kind, digest)
-        path.unlink(missing_ok=True)
+        self._delete(path)
         _prune(path.parent, 1)
-        return self._layout.key(path)
+
+    def _delete(self, path: Path) -> None:
+        """Delete a file: in the bucket first, so that what fails there is still known of here."""
+        if self._bucket is not None:
+            self._bucket.delete(self._layout.key(path))
+        path.unlink(missing_ok=True)
 
     def _tidy(self, repository: str) -> None:
         """Take a repository's directory away when no manifest of it is left."""
@@ -137,11 +143,6 @@ class Removal:
             if _empty(self._layout.links(name, "layers")):
                 _rmtree(place / "_layers")
                 _prune(place, len(place.relative_to(self._layout.repositories).parts))
-
-    def _delete(self, keys: Iterable[str]) -> None:
-        if self._bucket is not None:
-            for key in keys:
-                self._bucket.delete(key)
 
 
 class _Thing(NamedTuple):

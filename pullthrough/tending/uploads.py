@@ -163,7 +163,8 @@ class Mirror:
             for _ in pool.map(self._fetch, wanted):
                 pass
             for link in links:
-                self._place(link)
+                if link.kind == "revisions":  # layers' links are only ever looked up in the index
+                    self._place(link)
             found = pool.map(lambda tag: self._fetch_tag(tag, blobs), tags)
             self._catalogue.add_tags(filter(None, found), there=True)
         here = [digest for digest in wanted if self._layout.blob(Digest.parse(digest)).exists()]

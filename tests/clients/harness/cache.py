@@ -45,6 +45,15 @@ proxy:
 """
 
 
+def write_htpasswd(directory: Path) -> Path:
+    """Write a file that lets ``LOGIN`` in, and return its path."""
+    file = directory / "htpasswd"
+    # Cost 4, bcrypt's least: this is no test of its speed.
+    line = bcrypt.hashpw(LOGIN.password.encode(), bcrypt.gensalt(4)).decode()
+    file.write_text(f"{LOGIN.user}:{line}\n")
+    return file
+
+
 class Cache:
     """A registry in front of ``upstream``; its content in ``root/storage`` outlives a restart."""
 
@@ -62,9 +71,7 @@ class Cache:
                 password=PASSWORD,
             )
         )
-        # Cost 4, bcrypt's least: this is no test of its speed.
-        line = bcrypt.hashpw(LOGIN.password.encode(), bcrypt.gensalt(4)).decode()
-        (root / "htpasswd").write_text(f"{LOGIN.user}:{line}\n")
+        write_htpasswd(root)
 
     def start(self) -> None:
         """Start this project's cache and wait until it is alive."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 from collections.abc import Iterator
@@ -65,14 +66,25 @@ class Containerd:
             content = self.ctr("--namespace", namespace, "content", "ls", "--quiet")
             assert not content, f"containerd kept {content}"
 
-    def use_mirror(self, host: str, address: str, scheme: str = "http") -> None:
-        """Have the CRI pull images named after ``host`` from ``address``, by hosts.toml."""
+    def use_mirror(
+        self, host: str, address: str, scheme: str = "http", *, login: Login | None = None
+    ) -> None:
+        """Have the CRI pull images named after ``host`` from ``address``, by hosts.toml.
+
+        ``login`` goes along as a header, on every request there.
+        """
         hosts = self.root / "certs.d" / host
         hosts.mkdir(parents=True, exist_ok=True)
+        header = ""
+        if login is not None:
+            basic = base64.b64encode(f"{login.user}:{login.password}".encode()).decode()
+            header = (
+                f'  [host."{scheme}://{address}".header]\n    Authorization = ["Basic {basic}"]\n'
+            )
         (hosts / "hosts.toml").write_text(
             # Nothing listens on port 9: what the mirror does not give, nobody does.
             'server = "http://127.0.0.1:9"\n'
-            f'[host."{scheme}://{address}"]\n  capabilities = ["pull", "resolve"]\n'
+            f'[host."{scheme}://{address}"]\n  capabilities = ["pull", "resolve"]\n{header}'
         )
 
 
@@ -111,8 +123,8 @@ class Cri:
         self._daemon.use_mirror(host, host)
         return self.pull_as_named(image, login)
 
-    def pull_as_named(self, image: str, login: Login) -> str:
-        """As :meth:`pull`, from wherever hosts.toml says."""
+    def pull_as_named(self, image: str, login: Login | None) -> str:
+        """As :meth:`pull`, from wherever hosts.toml says; ``login`` may stand there instead."""
         self._daemon.empty()
         return cri.pull(self._daemon.socket, image, login)
 

@@ -20,11 +20,14 @@ def version(socket: Path) -> None:
     _call(socket, "RuntimeService/Version", b"", timeout=5)
 
 
-def pull(socket: Path, image: str, login: Login) -> str:
+def pull(socket: Path, image: str, login: Login | None) -> str:
     """Pull ``image`` and return its reference; raises :class:`ClientFailed`."""
     spec = _field(1, image.encode())  # ImageSpec.image
-    auth = _field(1, login.user.encode()) + _field(2, login.password.encode())  # AuthConfig
-    answer = _call(socket, "ImageService/PullImage", _field(1, spec) + _field(2, auth), timeout=60)
+    request = _field(1, spec)
+    if login is not None:
+        auth = _field(1, login.user.encode()) + _field(2, login.password.encode())  # AuthConfig
+        request += _field(2, auth)
+    answer = _call(socket, "ImageService/PullImage", request, timeout=60)
     # PullImageResponse has one field, image_ref, shorter than 128 bytes.
     return answer[2 : 2 + answer[1]].decode()
 
