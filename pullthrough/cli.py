@@ -59,9 +59,9 @@ def check(config: Path | None, connect: bool) -> None:
         sys.exit(1)
     click.echo(f"{path}: good")
     if connect:
-        from pullthrough.commands import connecting  # with what speaks HTTP
+        from pullthrough.commands.connecting import reachable  # with what speaks HTTP
 
-        if not connecting.check(loaded):
+        if not reachable(loaded):
             sys.exit(1)
 
 

@@ -22,6 +22,7 @@ import structlog
 from pullthrough.board import Board
 from pullthrough.store.catalogue import Catalogue
 from pullthrough.store.layout import Layout
+from pullthrough.store.quarantine import throw_away
 from pullthrough.store.reconcile import reconcile
 from pullthrough.telemetry import metrics
 from pullthrough.tending.eviction import Reason, Victim
@@ -38,6 +39,8 @@ _LOOK_EVERY: Final = 1.0
 _EXPIRE_EVERY: Final = 60.0
 _AGREE_EVERY: Final = 3600.0
 """Seconds after which files and index are compared again: a full disk may have kept a row out."""
+_KEPT_ASIDE: Final = 7 * 24 * 3600.0
+"""Seconds for which rotten files can be looked at."""
 _HOPELESS_FOR: Final = 10.0
 """Seconds until it is tried again to take something away where nothing could be."""
 _MIRROR_EVERY: Final = 0.5
@@ -137,6 +140,7 @@ def _tend(keeping: Keeping, bucket: Bucket | None, stop: threading.Event) -> Non
         while not stop.is_set():
             if time.monotonic() - agreed > _AGREE_EVERY:
                 reconcile(keeping.layout, catalogue)
+                throw_away(keeping.layout, time.time() - _KEPT_ASIDE)
                 agreed = time.monotonic()
             state, now = janitor.state(), time.monotonic()
             if now >= expiring or (state.over and now >= hopeless):

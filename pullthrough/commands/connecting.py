@@ -21,7 +21,7 @@ _APART: Final = 300.0
 _REFUSALS: Final = frozenset({Failure.UNAUTHORIZED, Failure.FORBIDDEN})
 
 
-def check(config: Config) -> bool:
+def reachable(config: Config) -> bool:
     """Say of upstream and bucket whether they can be used; return whether both can."""
     # What is said in the log on the way is said here in a line.
     logs.configure("error", "text", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +27,15 @@ def set_aside(layout: Layout, digest: Digest, file: BinaryIO | None = None) -> b
     except FileNotFoundError:
         return False
     return True
+
+
+def throw_away(layout: Layout, before: float) -> None:
+    """Throw away what was set aside before a time (Unix): nobody came to look at it."""
+    with contextlib.suppress(FileNotFoundError):
+        for file in layout.quarantine.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if file.stat().st_ctime < before:
+                    file.unlink()
 
 
 def sound(file: BinaryIO, digest: Digest) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -207,14 +208,13 @@ class Janitor:
 
 
 def filling(layout: Layout) -> int:
-    """Return the bytes of fills that are under way, or wait to be gone on with."""
+    """Return the bytes of fills under way or to be gone on with, and of what was set aside."""
     total = 0
-    with os.scandir(layout.partials) as entries:
-        for entry in entries:
-            try:
-                total += entry.stat().st_size
-            except FileNotFoundError:
-                continue
+    for directory in (layout.partials, layout.quarantine):
+        with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    total += entry.stat().st_size
     return total
 
 

@@ -37,7 +37,8 @@ def scrub(layout: Layout, catalogue: Catalogue, rate: int, stop: threading.Event
                 elif not stop.is_set() and set_aside(layout, digest, file):
                     _log.error("cached content has rotted, set aside", digest=row.digest)
                     metrics.ROTTEN.inc()
-                    catalogue.not_here([row.digest])
+                    if not layout.blob(digest).exists():  # it may have been fetched again by now
+                        catalogue.not_here([row.digest])
                     rotten.append(row.digest)
         except FileNotFoundError:
             continue

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from pullthrough.oci.digest import Digest
 from pullthrough.store.layout import Layout
-from pullthrough.store.quarantine import set_aside, sound
+from pullthrough.store.quarantine import set_aside, sound, throw_away
 from tests.store.kit import CONTENT, DIGEST, SHA512, place
 
 MIB = 1 << 20
@@ -59,3 +61,17 @@ def test_set_aside_of_what_was_replaced(layout: Layout) -> None:
         assert not set_aside(layout, DIGEST, seen)
     with layout.blob(DIGEST).open("rb") as seen:
         assert set_aside(layout, DIGEST, seen)
+
+
+def test_what_is_old_is_thrown_away(layout: Layout) -> None:
+    """Rotten files are kept to be looked at for a time, and nothing else is touched."""
+    throw_away(layout, time.time())  # nothing was ever set aside
+    path = layout.blob(DIGEST)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"rotten")
+    assert set_aside(layout, DIGEST)
+    (kept,) = layout.quarantine.iterdir()
+    throw_away(layout, kept.stat().st_ctime)
+    assert kept.exists()
+    throw_away(layout, kept.stat().st_ctime + 1)
+    assert not kept.exists()
