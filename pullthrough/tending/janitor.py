@@ -115,8 +115,11 @@ class Janitor:
             return state, gone, []
         if away:
             gone = []
-        # Of what is to go altogether too: the disk is bounded with the bucket away as well.
-        left = excess(state.here, state.local)
+        going = {victim.digest for victim in gone}
+        here = [row for row in rows if row.here and row.digest not in going]
+        left = excess(state.here, state.local) - sum(
+            row.size for row in rows if row.here and row.digest in going
+        )
         aside: list[Victim] = []
         # What the bucket has can be had again; what it has not, only from far away.
         for there in (True, False):
@@ -124,8 +127,8 @@ class Janitor:
                 aside += victims(
                     [
                         Content(row.digest, row.size, row.used)
-                        for row in rows
-                        if row.here and row.there is there and row.digest not in manifests
+                        for row in here
+                        if row.there is there and row.digest not in manifests
                     ],
                     used, kept=busy if there else staying, now=now, ttl=0, excess=left,
                 )  # fmt: skip

@@ -58,17 +58,25 @@ class Removal:
 
     def from_the_disk(self, digests: Iterable[str]) -> list[str]:
         """Take content's files away, keeping what is said of it; return what went."""
-        gone = []
-        for digest in digests:
-            with self._unread(digest) as free:
-                if free:
-                    self._layout.blob(Digest.parse(digest)).unlink(missing_ok=True)
-                    gone.append(digest)
-            if free:
-                _prune(self._layout.blob(Digest.parse(digest)).parent, 1)
-        for start in range(0, len(gone), _BATCH):
-            self._catalogue.not_here(gone[start : start + _BATCH])
+        every, gone = list(digests), list[str]()
+        for start in range(0, len(every), _BATCH):
+            went = [each for each in every[start : start + _BATCH] if self._off_the_disk(each)]
+            # What was fetched again by now is here.
+            self._catalogue.not_here(each for each in went if not self._path(each).exists())
+            gone += went
         return gone
+
+    def _off_the_disk(self, digest: str) -> bool:
+        path = self._path(digest)
+        with self._unread(digest) as free:
+            if free:
+                path.unlink(missing_ok=True)
+        if free:
+            _prune(path.parent, 1)
+        return free
+
+    def _path(self, digest: str) -> Path:
+        return self._layout.blob(Digest.parse(digest))
 
     def tag(self, tag: TagRow) -> None:
         """Take a tag away, wherever it is."""
@@ -114,13 +122,18 @@ class Removal:
     def _untag(self, tag: TagRow) -> None:
         path = self._layout.tag_link(Repository.parse(tag.repository), Tag.parse(tag.tag))
         place = path.parent.parent
-        if path.exists() and str(digest_in(path)) != tag.digest:
-            return  # it has moved since it was looked up
+
+        def moved() -> bool:
+            return path.exists() and str(digest_in(path)) != tag.digest
+
+        if moved():
+            return  # since it was looked up
         if self._bucket is not None:
             for key, _ in self._bucket.objects(f"{self._layout.key(place)}/"):
                 self._bucket.delete(key)
-        path.unlink(missing_ok=True)
-        _rmtree(place)
+        if not moved():  # while the bucket was asked
+            path.unlink(missing_ok=True)
+            _rmtree(place)
 
     def _unlink(self, link: LinkRow) -> None:
         repository, digest = Repository.parse(link.repository), Digest.parse(link.digest)

@@ -332,3 +332,39 @@ def test_wrong_key(
     client.pull(image)
     eventually(lambda: client.get("/readyz").json().get("bucket") == "failing", "the alarm")
     assert registry.fetches()
+
+
+def test_starts_without_the_bucket(
+    start_mirrored: MirroredStarter, own_rgw: Rgw, registry: FakeRegistry
+) -> None:
+    """A cache whose bucket is away from the start pulls, says so, and catches up later."""
+    image = registry.put_image("project/app", "v1", layers=LAYERS)
+    bucket = TestBucket(own_rgw.gateway)
+    own_rgw.kill()
+    cache = start_mirrored(bucket)
+    client = cache.client()
+    client.pull(image)
+    eventually(lambda: client.get("/readyz").json().get("bucket") == "failing", "the alarm")
+    registry.refuse()
+    client.pull(image)
+    own_rgw.restart()
+    cache.uploaded(*everything(image))
+    assert "the bucket fails" in cache.log_text()
+
+
+def test_bucket_full(start_mirrored: MirroredStarter, own_rgw: Rgw, registry: FakeRegistry) -> None:
+    """A bucket that takes no more costs no pull; what did not fit comes when there is room."""
+    image = registry.put_image("project/app", "v1", layers=LAYERS)
+    bucket = TestBucket(own_rgw.gateway)
+    quota = ("--bucket", bucket.name, "--quota-scope", "bucket")
+    own_rgw.gateway.admin("quota", "set", *quota, "--max-objects", "1")
+    own_rgw.gateway.admin("quota", "enable", *quota)
+    cache = start_mirrored(bucket)
+    client = cache.client()
+    client.pull(image)
+    eventually(lambda: client.get("/readyz").json().get("bucket") == "failing", "the alarm")
+    client.pull(image)
+    assert cache.metric("pullthrough_upload_failures_total", "full") > 0
+    own_rgw.gateway.admin("quota", "disable", *quota)
+    cache.uploaded(*everything(image))
+    assert bucket.uploads() == []

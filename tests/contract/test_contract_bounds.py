@@ -170,3 +170,19 @@ def test_disk_filled_by_another(
     for image in images[1:]:
         client.pull(image)
         client.pull(image)
+
+
+def test_only_what_is_missing_is_fetched(registry: FakeRegistry, start_cache: CacheStarter) -> None:
+    """An image of which a layer is gone is pulled at the cost of that layer."""
+    image = registry.put_image("project/app", layers=(noise(1000), noise(2000), noise(3000)))
+    cache = start_cache()
+    client = cache.client()
+    client.pull(image)
+    for digest in image.blobs:
+        cache.wait_stored(digest)
+    cache.blob_file(image.layers[1]).unlink()
+    registry.forget()
+    client.pull(image)
+    (fetched,) = registry.fetches(".*/blobs/.*")
+    assert fetched.path.endswith(image.layers[1])
+    cache.wait_stored(image.layers[1])
