@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -46,6 +46,13 @@ class TagRow(NamedTuple):
     repository: str
     tag: str
     digest: str
+
+
+class TagKey(NamedTuple):
+    """A tag's name."""
+
+    repository: str
+    tag: str
 
 
 class LinkRow(NamedTuple):
@@ -292,6 +299,15 @@ class Catalogue:
         """Remember that a tag is in the bucket, as it was then."""
         sql = "UPDATE tag SET there=1 WHERE repository=? AND tag=? AND digest=?"
         self._change((sql, [tag]))
+
+    def names_not_there(self, links: Collection[LinkRow], tags: Collection[TagKey]) -> None:
+        """Remember that of all links and tags only these are in the bucket."""
+        known = self._connection.execute("SELECT digest, kind, repository FROM link WHERE there")
+        lost = [row for row in map(LinkRow._make, known) if row not in links]
+        self._batches("UPDATE link SET there=0 WHERE digest=? AND kind=? AND repository=?", lost)
+        there = self._connection.execute("SELECT repository, tag FROM tag WHERE there")
+        gone = [row for row in map(TagKey._make, there) if row not in tags]
+        self._batches("UPDATE tag SET there=0 WHERE repository=? AND tag=?", gone)
 
     def buried(self) -> list[str]:
         """Return the keys that are to be deleted from the bucket."""

@@ -24,6 +24,8 @@ _log = structlog.get_logger()
 
 _ROUNDS: Final = 4
 """How often another one is looked for in place of what is being read."""
+_PATIENCE: Final = 2.0
+"""Seconds: a client waits for room, and who takes things away may be waiting for the bucket."""
 _SPARE: Final = 64 << 20
 """Bytes that are freed beyond what is wanted when a disk is full: not a little for each write."""
 _SPARE_PART: Final = 20
@@ -100,6 +102,8 @@ class Janitor:
         While the bucket is ``away`` nothing goes altogether.
         """
         rows, refers = self._catalogue.rows(), self._catalogue.refers()
+        if not self._mirrored:
+            rows = [row for row in rows if row.here]
         pinned = self._pinned(refers)
         staying = pinned.union(busy)
         manifests = {manifest for manifest, _ in refers}
@@ -166,7 +170,7 @@ class Janitor:
 
         For a disk that is full, whatever filled it: the quota does not matter.
         """
-        with tending(self._layout):
+        with tending(self._layout, patience=_PATIENCE):
             disk = os.statvfs(self._layout.own)
             free = disk.f_bavail * disk.f_frsize
             spare = min(_SPARE, disk.f_blocks * disk.f_frsize // _SPARE_PART)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 _BATCH: Final = 500
+_LOOK_EVERY: Final = 0.01
 _AT_ONCE: Final = 8
 """Threads: a directory takes its time, and a bucket takes deletions one by one."""
 
@@ -167,17 +169,36 @@ class _Thing(NamedTuple):
 
 
 @contextmanager
-def tending(layout: Layout) -> Iterator[None]:
-    """Be the only one who takes things away; tells all processes afterwards that some went."""
+def tending(layout: Layout, *, patience: float | None = None) -> Iterator[None]:
+    """Be the only one who takes things away; tells all processes afterwards that some went.
+
+    Raises :class:`BlockingIOError` when that takes more than ``patience`` seconds.
+    """
     descriptor = os.open(layout.tending, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     generation = Generation(layout.generation)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, patience)
         yield
     finally:
         generation.advance()
         generation.close()
         os.close(descriptor)
+
+
+def _lock(descriptor: int, patience: float | None) -> None:
+    if patience is None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return
+    give_up = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(_LOOK_EVERY)
+        else:
+            return
 
 
 def _prune(directory: Path, levels: int) -> None:

@@ -21,7 +21,7 @@ from pullthrough.oci.digest import Digest
 from pullthrough.oci.errors import DigestInvalid, NameInvalid
 from pullthrough.oci.reference import Repository, Tag
 from pullthrough.store.bucket import Bucket, BucketError, Trouble
-from pullthrough.store.catalogue import Catalogue, Found, LinkRow, Row, TagRow
+from pullthrough.store.catalogue import Catalogue, Found, LinkRow, Row, TagKey, TagRow
 from pullthrough.store.files import write_whole
 from pullthrough.store.layout import Layout
 from pullthrough.store.quarantine import set_aside, sound
@@ -149,6 +149,10 @@ class Mirror:
         # Content comes before its names: what has none now lost it, and is a removal's that died.
         names, tags = self._names()
         blobs = dict(self._blobs())
+        # What another program deleted goes up again.
+        self._catalogue.names_not_there(
+            set(names), {TagKey(repository.name, tag.name) for repository, tag in tags}
+        )
         links = [link for link in names if link.digest in blobs]
         self._catalogue.found_there(blobs.items())
         self._catalogue.not_there(before - blobs.keys())

@@ -368,3 +368,19 @@ def test_bucket_full(start_mirrored: MirroredStarter, own_rgw: Rgw, registry: Fa
     own_rgw.gateway.admin("quota", "disable", *quota)
     cache.uploaded(*everything(image))
     assert bucket.uploads() == []
+
+
+def test_names_deleted_from_the_bucket(
+    start_mirrored: MirroredStarter, bucket: TestBucket, image: Image
+) -> None:
+    """Tags and links that another program deleted are brought there again after a restart."""
+    cache = start_mirrored(bucket)
+    cache.client().pull(image)
+    cache.uploaded(*everything(image))
+    names = f"{V2}/repositories/"
+    eventually(lambda: any("/current/link" in key for key in bucket.objects(names)), "the tag")
+    before = bucket.objects(names)
+    for key in before:
+        bucket.client.delete_object(Bucket=bucket.name, Key=key)
+    cache.restart()
+    eventually(lambda: bucket.objects(names) == before, "all names in the bucket")
