@@ -1,9 +1,10 @@
 """The least that a program in Python can do and still check what it passes on: a limit.
 
-It fetches from nginx's ``/static/``, and has neither HTTP to speak of, nor a login, a tag, a second
-client or a second process. The kernel moves the bytes from the socket into a file (splice(2)) and
-from the file to the client (sendfile(2)), and one thread hashes them; the last byte waits for the
-digest, as in every cache that never ends a wrong blob well.
+It fetches from nginx's ``/static/``, or one blob by a path of its own, and has neither HTTP to
+speak of, nor a login, a tag, a second client or a second process. The kernel moves the bytes from
+the socket into a file (splice(2)) and from the file to the client (sendfile(2)), and one thread
+hashes them; the last byte waits for the digest, as in every cache that never ends a wrong blob
+well.
 """
 
 from __future__ import annotations
@@ -43,20 +44,22 @@ class Growing:
                 self._changed.wait()
 
 
-def main(port: int, upstream: int, directory: Path) -> None:
-    """Serve on ``port`` what nginx has on ``upstream``."""
+def main(port: int, upstream: int, directory: Path, path: str | None = None) -> None:
+    """Serve on ``port`` what ``upstream`` has, every blob at ``path`` if that is given."""
     sys.setswitchinterval(0.0005)
     with socket.create_server(("127.0.0.1", port)) as listening:
         while True:
             client, _ = listening.accept()
-            threading.Thread(target=_serve, args=(client, upstream, directory)).start()
+            threading.Thread(target=_serve, args=(client, upstream, directory, path)).start()
 
 
-def _serve(client: socket.socket, upstream: int, directory: Path) -> None:
+def _serve(client: socket.socket, upstream: int, directory: Path, path: str | None) -> None:
     with client, socket.create_connection(("127.0.0.1", upstream)) as far:
         asked = _head(client)[0].split()[1].decode()
         hexadecimal = asked.rpartition(":")[2]
-        far.sendall(f"GET /static/{hexadecimal} HTTP/1.0\r\n\r\n".encode())
+        wanted = path or f"/static/{hexadecimal}"
+        # With a Host: an object store's addresses are signed for it.
+        far.sendall(f"GET {wanted} HTTP/1.0\r\nHost: 127.0.0.1:{upstream}\r\n\r\n".encode())
         answer, start = _head(far)
         fields = dict(line.lower().split(b": ", 1) for line in answer.split(b"\r\n")[1:])
         if asked == hexadecimal or not answer.startswith(b"HTTP/1.1 200"):
@@ -64,8 +67,8 @@ def _serve(client: socket.socket, upstream: int, directory: Path) -> None:
             return
         size = int(fields[b"content-length"])
         client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode())
-        path = directory / hexadecimal
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        kept = directory / hexadecimal
+        file = os.open(kept, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.write(file, start)
         growing = Growing(file, size)
         growing.advance(len(start))
@@ -79,7 +82,7 @@ def _serve(client: socket.socket, upstream: int, directory: Path) -> None:
         for each in threads:
             each.join()
         os.close(file)
-        path.unlink()
+        kept.unlink()
 
 
 def _head(connection: socket.socket) -> tuple[bytes, bytes]:
@@ -126,4 +129,4 @@ def _send(growing: Growing, client: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])

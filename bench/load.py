@@ -10,12 +10,14 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPConnection
+from itertools import cycle
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from aiohttp import ClientSession, ClientTimeout, TCPConnector
 
@@ -91,8 +93,8 @@ def open_get(port: int, path: str, headers: Headers) -> tuple[socket.socket, int
         # calls for each read.
         limit = struct.pack("ll", int(TIMEOUT), 0)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        lines = [f"GET {path} HTTP/1.1", f"Host: {HOST}:{port}", "Connection: close"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
+        fields = {"Host": f"{HOST}:{port}", "Connection": "close", **headers}
+        lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
         connection.sendall("\r\n".join([*lines, "", ""]).encode())
         come, length = _read_head(connection, path)
     except BaseException:
@@ -139,6 +141,24 @@ def download(port: int, path: str, headers: Headers, size: int) -> Download:
             if time.perf_counter() - started > DOWNLOAD_LIMIT:
                 raise RuntimeError(f"GET {path}: not done after {DOWNLOAD_LIMIT:.0f} s")
     return Download(first_byte, time.perf_counter() - started)
+
+
+def redirected(port: int, path: str, headers: Headers, size: int) -> float:
+    """Fetch ``path`` from where its 307 says, without ``headers``; return the seconds for both.
+
+    Raises :class:`RuntimeError` when it is no 307, or ``size`` bytes did not come.
+    """
+    started = time.perf_counter()
+    with closing(HTTPConnection(HOST, port, timeout=TIMEOUT)) as connection:
+        connection.request("GET", path, headers=dict(headers))
+        response = connection.getresponse()
+        response.read()
+    if response.status != 307:
+        raise RuntimeError(f"GET {path}: {response.status}, not 307")
+    place = urlsplit(response.headers["Location"])
+    # Signed for the host as it stands there, whatever address that has.
+    download(place.port or 80, f"{place.path}?{place.query}", {"Host": place.netloc}, size)
+    return time.perf_counter() - started
 
 
 def together(clients: int, task: Callable[[], T]) -> tuple[float, list[T]]:
@@ -193,20 +213,29 @@ def _wrk(
 
 
 def latencies(
-    port: int, path: str, headers: Headers, *, rate: int, seconds: float, connections: int = 16
+    port: int,
+    paths: Sequence[str],
+    headers: Headers,
+    *,
+    rate: int,
+    seconds: float,
+    connections: int = 16,
 ) -> list[float]:
     """Ask ``rate`` times a second over kept connections; return the latencies in seconds, sorted.
+
+    The ``paths`` are asked for in turn.
 
     Each counts from the time it was due, so that a pause of the server shows in every request that
     it delays. Raises :class:`RuntimeError` when an answer is not a 200.
     """
-    url = f"http://{HOST}:{port}{path}"
+    every = cycle(f"http://{HOST}:{port}{path}" for path in paths)
 
     async def ask(session: ClientSession, due: float) -> float:
+        url = next(every)
         async with session.get(url, headers={"Accept": OCI_MANIFEST, **headers}) as response:
             await response.read()
             if response.status != 200:
-                raise RuntimeError(f"GET {path}: {response.status}")
+                raise RuntimeError(f"GET {url}: {response.status}")
         return time.monotonic() - due
 
     async def run() -> list[float]:

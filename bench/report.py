@@ -18,7 +18,7 @@ from bench.figures import TARGETS, Series, Target
 from bench.site import REPOSITORY
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("aiohttp", "bcrypt", "orjson", "pydantic", "structlog", "prometheus-client")
+PACKAGES = ("aiohttp", "bcrypt", "orjson", "pydantic", "structlog", "prometheus-client", "boto3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ def machine() -> dict[str, str]:
         "docker-registry": _said("docker-registry", "--version"),
         "nginx": _said("nginx", "-v"),
         "wrk": _said("wrk", "-v"),
+        "radosgw": _said("radosgw", "--version"),
         "logs": "level error and the access log as by default, to a file, in both",
     }
 

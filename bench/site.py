@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import bcrypt
+import yaml
 
 from bench.content import Blob, Image, image
 from bench.link import Link, link
@@ -28,6 +29,7 @@ COMMANDS: Mapping[str, Sequence[str]] = {
     PULLTHROUGH: (sys.executable, "-m", "pullthrough", "serve"),
     REGISTRY: ("docker-registry", "serve"),
 }
+BARE: Final = "bare"
 USER = "node"
 CACHED_LIMIT = 30.0
 
@@ -56,13 +58,37 @@ class Site:
     @contextmanager
     def running(self, program: str) -> Iterator[Server]:
         """Run ``program`` on a port of its own; what it caches lasts from one run to the next."""
-        port = free_port()
-        environment = {
-            "REGISTRY_HTTP_ADDR": f"127.0.0.1:{port}",
-            "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY": str(self._root(program)),
-        }
         command = (*COMMANDS[program], str(self.directory / "config.yml"))
-        with running(command, port, self.log(program), environment, REPOSITORY) as server:
+        own = {"REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY": str(self.root(program))}
+        with self._running(program, command, own) as server:
+            yield server
+
+    @contextmanager
+    def running_as(self, name: str, settings: Mapping[str, Any]) -> Iterator[Server]:
+        """Run pullthrough as ``name``, which has a cache of its own; see :meth:`configure`."""
+        command = (*COMMANDS[PULLTHROUGH], str(self.configure(name, settings)))
+        with self._running(name, command, {}) as server:
+            yield server
+
+    def configure(self, name: str, settings: Mapping[str, Any]) -> Path:
+        """Write the config of what runs as ``name``, and return its path.
+
+        ``settings`` are sections that stand in place of the common ones. Where they name a bucket,
+        what is at :meth:`root` is the local tier.
+        """
+        config = yaml.safe_load((self.directory / "config.yml").read_text())
+        config["storage"]["filesystem"]["rootdirectory"] = str(self.root(name))
+        path = self.directory / f"{name}.yml"
+        path.write_text(yaml.safe_dump(config | dict(settings)))
+        return path
+
+    @contextmanager
+    def _running(
+        self, name: str, command: Sequence[str], own: Mapping[str, str]
+    ) -> Iterator[Server]:
+        port = free_port()
+        environment = {"REGISTRY_HTTP_ADDR": f"127.0.0.1:{port}", **own}
+        with running(command, port, self.log(name), environment, REPOSITORY) as server:
             yield server
 
     def wait_cached(self, program: str, blob: Blob) -> None:
@@ -70,7 +96,7 @@ class Site:
 
         Raises :class:`TimeoutError`.
         """
-        root = self._root(program) / "docker/registry/v2"
+        root = self.root(program) / "docker/registry/v2"
         data = root / "blobs/sha256" / blob.hex[:2] / blob.hex / "data"
         link_file = (
             root / f"repositories/{self.images[0].repository}/_layers/sha256/{blob.hex}/link"
@@ -83,10 +109,11 @@ class Site:
 
     def forget(self, program: str, blob: Blob) -> None:
         """Take a blob's content away from under ``program``, which is not asked for it again."""
-        blobs = self._root(program) / "docker/registry/v2/blobs/sha256"
+        blobs = self.root(program) / "docker/registry/v2/blobs/sha256"
         (blobs / blob.hex[:2] / blob.hex / "data").unlink()
 
-    def _root(self, program: str) -> Path:
+    def root(self, program: str) -> Path:
+        """Return the directory in which ``program`` caches."""
         return self.directory / program
 
 
@@ -121,6 +148,17 @@ def site(
             else:
                 _configure(directory, far.server.port, far.password, freshness)
                 yield Site(directory, images, far, login, None)
+
+
+@contextmanager
+def bare(place: Site, upstream: int, *path: str) -> Iterator[Server]:
+    """Run the limit (bare.py) on ``upstream``, a port; with a ``path`` it fetches only that."""
+    directory = place.directory / BARE
+    directory.mkdir()
+    port = free_port()
+    command = (sys.executable, "-m", "bench.bare", str(port), str(upstream), str(directory), *path)
+    with running(command, port, place.log(BARE), {}, REPOSITORY) as server:
+        yield server
 
 
 def _configure(directory: Path, port: int, password: str, freshness: str) -> None:

@@ -48,6 +48,8 @@ _LEARN_EVERY: Final = 3600.0
 """Seconds after which the bucket is looked through again: other caches may write to it too."""
 _NICE: Final = 10
 """Clients go first."""
+_GRACE: Final = 2.0
+"""Seconds that each task has to come to an end."""
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 
@@ -81,30 +83,44 @@ def work(keeping: Keeping, alive: int) -> None:
     bucket = keeping.bucket()
     while bucket is None and keeping.mirrored:
         # Without it nothing can be decided: what is on the disk may be all there is, or a copy.
-        if signal.sigtimedwait({signal.SIGTERM}, _LONGEST_PAUSE) is not None:
+        if _told_to_stop(_LONGEST_PAUSE):
             return
         bucket = keeping.bucket()
-    threads = [threading.Thread(target=_guarded, args=(_tend, keeping, bucket, stop), name="tend")]
+    threads = [_thread(_tend, keeping, bucket, stop)]
     if bucket is not None:
-        threads.append(
-            threading.Thread(target=_guarded, args=(_mirror, keeping, bucket, stop), name="mirror")
-        )
+        threads.append(_thread(_mirror, keeping, bucket, stop))
     if keeping.scrub_rate:
-        threads.append(
-            threading.Thread(target=_guarded, args=(_scrub, keeping, bucket, stop), name="scrub")
-        )
+        threads.append(_thread(_scrub, keeping, bucket, stop))
     for thread in threads:
         thread.start()
-    while signal.sigtimedwait({signal.SIGTERM}, _LOOK_EVERY) is None:
+    while not _told_to_stop(_LOOK_EVERY):
         if select.select([alive], [], [], 0)[0]:
             break
     stop.set()
     for thread in threads:
-        thread.join()
+        # Whatever it is at may be cut off: that is what it is made for.
+        thread.join(_GRACE)
+
+
+def _told_to_stop(seconds: float) -> bool:
+    """Wait so long for SIGTERM."""
+    told = signal.sigtimedwait({signal.SIGTERM}, seconds)
+    # Continued after a SIGSTOP it may return what is no signal at all (CPython 3.11).
+    return told is not None and told.si_signo == signal.SIGTERM
+
+
+Task = Callable[[Keeping, "Bucket | None", threading.Event], None]
+
+
+def _thread(
+    task: Task, keeping: Keeping, bucket: Bucket | None, stop: threading.Event
+) -> threading.Thread:
+    # A daemon: one that is cut off must not keep the process.
+    return threading.Thread(target=_guarded, args=(task, keeping, bucket, stop), daemon=True)
 
 
 def _guarded(
-    task: Callable[[Keeping, Bucket | None, threading.Event], None],
+    task: Task,
     keeping: Keeping,
     bucket: Bucket | None,
     stop: threading.Event,

@@ -49,6 +49,10 @@ def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
 
         from pullthrough import app, keeper
+
+        if config.storage.s3 is not None:
+            # boto3 is large: imported before the forks it is there once for all.
+            import pullthrough.store.bucket  # noqa: F401 - for its memory
         from pullthrough.store.filesystem import prepare
         from pullthrough.telemetry import logs, metrics
 

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from bench.figures import Figures
-from bench.scenarios import blob_cold, blob_warm, crowd, idle, manifests, outage, stalled
+from bench.scenarios import (
+    blob_cold,
+    blob_warm,
+    bucket_away,
+    bucket_cold,
+    bucket_memory,
+    bucket_warm,
+    crowd,
+    idle,
+    large_store,
+    manifests,
+    outage,
+    stalled,
+)
 
 SCENARIOS: Mapping[str, Callable[[Figures], None]] = {
     "idle": idle.run,
@@ -15,4 +28,9 @@ SCENARIOS: Mapping[str, Callable[[Figures], None]] = {
     "crowd": crowd.run,
     "stalled": stalled.run,
     "outage": outage.run,
+    "bucket-cold": bucket_cold.run,
+    "bucket-warm": bucket_warm.run,
+    "bucket-away": bucket_away.run,
+    "bucket-memory": bucket_memory.run,
+    "large-store": large_store.run,
 }

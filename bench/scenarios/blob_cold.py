@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from bench import load
 from bench.content import MIB
 from bench.figures import Figures
-from bench.servers import Server, free_port, running
-from bench.site import PROGRAMS, REGISTRY, REPOSITORY, Site, site
+from bench.site import BARE, PROGRAMS, REGISTRY, bare, site
 
 SIZE = 256 * MIB
 REPETITIONS = 7
-BARE = "bare"
 
 
 def run(figures: Figures) -> None:
@@ -24,7 +19,7 @@ def run(figures: Figures) -> None:
         site(*[SIZE] * (REPETITIONS + 1)) as place,
         place.running(PROGRAMS[0]) as first,
         place.running(PROGRAMS[1]) as second,
-        _bare(place) as limit,
+        bare(place, place.upstream.server.port) as limit,
     ):
         servers = dict(zip((*PROGRAMS, BARE), (first, second, limit), strict=True))
         for repetition, image in enumerate(place.images):
@@ -48,14 +43,3 @@ def run(figures: Figures) -> None:
         f"one client: {BARE} / {REGISTRY}", f"one client: {BARE}", f"one client: {REGISTRY}"
     )
     figures.compare(["one client"], BARE)
-
-
-@contextmanager
-def _bare(place: Site) -> Iterator[Server]:
-    directory = place.directory / BARE
-    directory.mkdir()
-    port = free_port()
-    upstream = str(place.upstream.server.port)
-    command = (sys.executable, "-m", "bench.bare", str(port), upstream, str(directory))
-    with running(command, port, place.log(BARE), {}, REPOSITORY) as server:
-        yield server

@@ -35,7 +35,7 @@ def _run(figures: Figures, place: Site, program: str) -> None:
         load.check(server.port, image.blob(image.layer), place.login, image.layer)
         place.wait_cached(program, image.layer)
         before = load.latencies(
-            server.port, image.by_digest, place.login, rate=REQUESTS_PER_SECOND, seconds=2
+            server.port, [image.by_digest], place.login, rate=REQUESTS_PER_SECOND, seconds=2
         )
         idle = server.memory()
         for _ in range(READERS):
@@ -47,7 +47,7 @@ def _run(figures: Figures, place: Site, program: str) -> None:
         # Not while latency is measured: looking at a process's memory holds it up.
         memory = server.memory()
         measured = load.latencies(
-            server.port, image.by_digest, place.login, rate=REQUESTS_PER_SECOND, seconds=SECONDS
+            server.port, [image.by_digest], place.login, rate=REQUESTS_PER_SECOND, seconds=SECONDS
         )
         memory = max(memory, server.memory())
     figures.add(f"memory idle: {program}", "MiB", idle)

@@ -9,6 +9,8 @@ from typing import Final, Self
 
 _HELD: Final = 1 << 20
 """Bytes that may wait while a thread writes those before them."""
+_HELD_BY_ALL: Final = 8 << 20
+"""Bytes that may wait in all: of many fills at once each has its share, and memory is bounded."""
 
 
 class WriteBehind:
@@ -23,6 +25,9 @@ class WriteBehind:
     gets past the end while a write is under way: its file may be closed then.
     """
 
+    _open = 0
+    """How many there are."""
+
     def __init__(self, write: Callable[[list[bytes]], Awaitable[None]]) -> None:
         self._write = write
         self._chunks: list[bytes] = []
@@ -31,6 +36,7 @@ class WriteBehind:
         self._some, self._taken = asyncio.Event(), asyncio.Event()
 
     async def __aenter__(self) -> Self:
+        WriteBehind._open += 1
         self._writer = asyncio.create_task(self._run())
         return self
 
@@ -40,6 +46,7 @@ class WriteBehind:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        WriteBehind._open -= 1
         self._ending = True
         self._some.set()
         cancelled: asyncio.CancelledError | None = None
@@ -59,7 +66,7 @@ class WriteBehind:
         self._chunks.append(chunk)
         self._amount += len(chunk)
         self._some.set()
-        if self._amount >= _HELD:
+        if self._amount >= min(_HELD, _HELD_BY_ALL // WriteBehind._open):
             self._taken.clear()
             taken = asyncio.ensure_future(self._taken.wait())
             try:
