@@ -171,13 +171,15 @@ async def _mirrored(
         secure=(s3.endpoint or "https:").startswith("https:"),
         cafile=parts.bucket_cas(),
         skipverify=s3.skipverify,
-        firstbyte=config.proxy.timeouts.firstbyte,
         stall=config.proxy.timeouts.stall,
         user_agent=parts.USER_AGENT,
     )
-    source = await stack.enter_async_context(
-        BucketSource(reading, Breaker(shared.bucket), metrics.BUCKET_BYTES.inc)
-    )
+    try:
+        source = BucketSource(reading, Breaker(shared.bucket), metrics.BUCKET_BYTES.inc)
+    except OSError as error:  # certificates that are none
+        _log.error("the bucket cannot be read, going on without", why=error.strerror or str(error))
+        return None
+    await stack.enter_async_context(source)
     redirect, redirecting = config.storage.redirect, None
     if not redirect.disable:
         redirecting = Redirecting(parts.bucket_host(s3, redirect.endpoint or s3.endpoint))

@@ -25,9 +25,12 @@ from pullthrough.store.layout import Layout
 from pullthrough.store.quarantine import throw_away
 from pullthrough.store.reconcile import reconcile
 from pullthrough.telemetry import metrics
+from pullthrough.tending.clock import UsesClock
 from pullthrough.tending.eviction import Reason, Victim
 from pullthrough.tending.janitor import Bounds, Janitor, State
+from pullthrough.tending.removal import tending
 from pullthrough.tending.scrub import scrub
+from pullthrough.upstream.breaker import Breaker
 
 if TYPE_CHECKING:
     from pullthrough.store.bucket import Bucket
@@ -50,6 +53,7 @@ _NICE: Final = 10
 """Clients go first."""
 _GRACE: Final = 2.0
 """Seconds that each task has to come to an end."""
+_LOOK_AT_BUCKET_EVERY: Final = 5.0
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 
@@ -63,6 +67,8 @@ class Keeping:
     board: Board
     scrub_rate: int | None
     """Bytes a second."""
+    breaker: Breaker
+    """The bucket's, as the workers have it."""
     mirrored: bool
     """Whether there is a bucket."""
     bucket: Callable[[], Bucket | None]
@@ -80,12 +86,9 @@ def work(keeping: Keeping, alive: int) -> None:
     for ignored in (signal.SIGINT, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     stop = threading.Event()
-    bucket = keeping.bucket()
-    while bucket is None and keeping.mirrored:
-        # Without it nothing can be decided: what is on the disk may be all there is, or a copy.
-        if _told_to_stop(_LONGEST_PAUSE):
-            return
-        bucket = keeping.bucket()
+    bucket = _client(keeping, alive)
+    if bucket is None and keeping.mirrored:
+        return
     threads = [_thread(_tend, keeping, bucket, stop)]
     if bucket is not None:
         threads.append(_thread(_mirror, keeping, bucket, stop))
@@ -94,12 +97,28 @@ def work(keeping: Keeping, alive: int) -> None:
     for thread in threads:
         thread.start()
     while not _told_to_stop(_LOOK_EVERY):
-        if select.select([alive], [], [], 0)[0]:
+        if _orphaned(alive):
             break
     stop.set()
     for thread in threads:
         # Whatever it is at may be cut off: that is what it is made for.
         thread.join(_GRACE)
+
+
+def _client(keeping: Keeping, alive: int) -> Bucket | None:
+    """Return the bucket's client, however long that takes; None without a bucket, or at the end."""
+    while (bucket := keeping.bucket()) is None and keeping.mirrored:
+        # Without it nothing can be decided: what is on the disk may be all there is, or a copy.
+        keeping.board.tell(mirror_failing=1)
+        for _ in range(int(_LONGEST_PAUSE)):
+            if _told_to_stop(_LOOK_EVERY) or _orphaned(alive):
+                return None
+    return bucket
+
+
+def _orphaned(alive: int) -> bool:
+    """Whether the supervisor has ended."""
+    return bool(select.select([alive], [], [], 0)[0])
 
 
 def _told_to_stop(seconds: float) -> bool:
@@ -151,14 +170,16 @@ def _tend(keeping: Keeping, bucket: Bucket | None, stop: threading.Event) -> Non
     with Catalogue(keeping.layout.index) as catalogue:
         catalogue.mirror_is("" if bucket is None else bucket.identity)
         janitor = Janitor(keeping.layout, catalogue, keeping.bounds, bucket, time.time)
+        clock = UsesClock(catalogue)
         agreed, expiring, hopeless = float("-inf"), 0.0, 0.0
         foreseen = _of_the_bucket(bucket)
         while not stop.is_set():
             if time.monotonic() - agreed > _AGREE_EVERY:
-                reconcile(keeping.layout, catalogue)
+                _agree(keeping.layout, catalogue)
                 throw_away(keeping.layout, time.time() - _KEPT_ASIDE)
                 agreed = time.monotonic()
             state, now = janitor.state(), time.monotonic()
+            clock.look(time.time(), now)
             if now >= expiring or (state.over and now >= hopeless):
                 gone: list[Victim] = []
                 try:
@@ -170,6 +191,15 @@ def _tend(keeping: Keeping, bucket: Bucket | None, stop: threading.Event) -> Non
                 _report(keeping.board, state, gone)
             _tell(keeping.board, state)
             stop.wait(_LOOK_EVERY)
+
+
+def _agree(layout: Layout, catalogue: Catalogue) -> None:
+    """Have the index say what the files say, as far as they can be read."""
+    try:
+        with tending(layout):  # or what is taken away meanwhile would be taken up again
+            reconcile(layout, catalogue)
+    except OSError as error:
+        _log.warning("not all files could be looked through", why=str(error))
 
 
 def _report(board: Board, state: State, gone: list[Victim]) -> None:
@@ -202,7 +232,7 @@ def _tell(board: Board, state: State) -> None:
 
 
 def _mirror(keeping: Keeping, bucket: Bucket | None, stop: threading.Event) -> None:
-    from pullthrough.store.bucket import BucketError  # boto3, only where there is a bucket
+    from pullthrough.store.bucket import BucketError, Trouble  # boto3, only where there is a bucket
     from pullthrough.tending.uploads import Mirror
 
     if bucket is None:
@@ -210,30 +240,39 @@ def _mirror(keeping: Keeping, bucket: Bucket | None, stop: threading.Event) -> N
     with Catalogue(keeping.layout.index) as catalogue:
         catalogue.mirror_is(bucket.identity)
         mirror = Mirror(keeping.layout, catalogue, bucket, stop.is_set)
-        swept, learnt, pause = False, float("-inf"), _FIRST_PAUSE
+        swept, learnt, looked, pause = False, float("-inf"), float("-inf"), _FIRST_PAUSE
         while not stop.is_set():
-            try:
-                if not swept:
-                    bucket.sweep()
-                    swept = True
-                if time.monotonic() - learnt > _LEARN_EVERY:
-                    mirror.learn()
-                    learnt = time.monotonic()
-                done = mirror.upload()
-            except BucketError as error:
-                metrics.UPLOAD_FAILURES.labels(error.trouble.name.lower()).inc()
-                keeping.board.tell(mirror_failing=1)
-                metrics.BUCKET_UP.set(0)
-                _log.warning("the bucket fails, trying again", why=str(error), seconds=pause)
-                stop.wait(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
-            else:
-                if done:
-                    metrics.UPLOADED.inc(done)
-                keeping.board.tell(mirror_failing=0)
-                metrics.BUCKET_UP.set(1)
-                pause = _FIRST_PAUSE
-                stop.wait(_MIRROR_EVERY)
+            failures: list[BucketError] = []
+
+            def attempt(work: Callable[[], object], failures: list[BucketError] = failures) -> bool:
+                # What one key may not do, or one thing breaks, keeps nothing else from being done.
+                if any(failure.trouble is Trouble.AWAY for failure in failures):
+                    return False
+                try:
+                    work()
+                except BucketError as error:
+                    failures.append(error)
+                    return False
+                return True
+
+            swept = swept or attempt(bucket.sweep)
+            if time.monotonic() - learnt > _LEARN_EVERY and attempt(mirror.learn):
+                learnt = time.monotonic()
+            attempt(lambda: metrics.UPLOADED.inc(mirror.upload()))
+            if time.monotonic() - looked > _LOOK_AT_BUCKET_EVERY:
+                # With nothing to upload nobody else would see that it is away.
+                attempt(bucket.diagnose)
+                looked = time.monotonic()
+            keeping.board.tell(mirror_failing=bool(failures))
+            metrics.BUCKET_UP.set(not failures)
+            for failure in failures:
+                if failure.trouble is Trouble.AWAY:
+                    # Nobody is sent there from now on; the workers look when it is back.
+                    keeping.breaker.overdue(time.monotonic())
+                metrics.UPLOAD_FAILURES.labels(failure.trouble.name.lower()).inc()
+                _log.warning("the bucket fails, trying again", why=str(failure), seconds=pause)
+            stop.wait(pause if failures else _MIRROR_EVERY)
+            pause = min(pause * 2, _LONGEST_PAUSE) if failures else _FIRST_PAUSE
 
 
 def _scrub(keeping: Keeping, bucket: Bucket | None, stop: threading.Event) -> None:

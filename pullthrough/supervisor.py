@@ -86,6 +86,7 @@ def serve(path: Path, environ: Mapping[str, str], config: Config) -> int:
             os.close(still_here)
             if number == workers:
                 setproctitle.setproctitle("pullthrough: keeper")
+                stop_listening()  # or the port would live as long as this process
                 keeper.work(_keeping(config, shared), alive)
                 return
             setproctitle.setproctitle(f"pullthrough: worker {number}")
@@ -111,12 +112,14 @@ def _keeping(config: Config, shared: Shared) -> Keeping:
     from pullthrough import parts
     from pullthrough.board import Board
     from pullthrough.keeper import Keeping
+    from pullthrough.upstream.breaker import Breaker
 
     return Keeping(
         layout=shared.layout,
         bounds=parts.bounds(config),
         board=Board(shared.board),
         scrub_rate=config.cache.scrub.rate,
+        breaker=Breaker(shared.bucket),
         mirrored=config.storage.s3 is not None,
         bucket=partial(parts.usable_bucket, config),
     )

@@ -141,10 +141,15 @@ class Blobs:
         return await self._reader(repository, growing, HIT)
 
     def _fill(self, repository: Repository, digest: Digest, *, in_bucket: bool) -> Growing:
-        source: BlobSource = self._source
+        source = self._asked(in_bucket=in_bucket)
+        fill = Fill(self._store, source, repository, digest, self._persistence)
+        fill.in_bucket = in_bucket
+        return self._start(fill)
+
+    def _asked(self, *, in_bucket: bool) -> BlobSource:
         if in_bucket and self._mirrored is not None:
-            source = self._mirrored.before(source)
-        return self._start(Fill(self._store, source, repository, digest, self._persistence))
+            return self._mirrored.before(self._source)
+        return self._source
 
     def _start(self, growing: G) -> G:
         self._growing[growing.digest] = growing
@@ -177,7 +182,7 @@ class Blobs:
         except Unstored:
             reader.served = Served(Outcome.BYPASS, "unstored")
             try:
-                reader.size = await self._size_by_get(repository, growing.digest)
+                reader.size = await self._size_by_get(repository, growing)
             except BaseException:
                 reader.close()
                 raise
@@ -190,23 +195,28 @@ class Blobs:
                 reader.served = Served(Outcome.COLLAPSED)
         return reader
 
-    async def _size_by_get(self, repository: Repository, digest: Digest) -> int | None:
+    async def _size_by_get(self, repository: Repository, growing: Growing) -> int | None:
         """Return the size that the upstream tells, by GET: HEAD may find nothing (harbor#22609)."""
-        size = await self._store.named_size(digest)
+        size = await self._store.named_size(growing.digest)
         if size is not None:
             return size
         try:
-            async with self.download(repository, digest, 0, None, None) as download:
+            async with self.download(repository, growing, 0, None, None) as download:
                 return download.size
         except UpstreamError as error:
             raise absent(error, BlobUnknown) from error
 
     def download(
-        self, repository: Repository, digest: Digest, start: int, end: int | None, size: int | None
+        self,
+        repository: Repository,
+        growing: Growing,
+        start: int,
+        end: int | None,
+        size: int | None,
     ) -> Download:
         """Return a download that nothing is kept of."""
         return Download(
-            self._source, repository, digest,
+            self._asked(in_bucket=growing.in_bucket), repository, growing.digest,
             persistence=self._persistence, start=start, end=end, size=size,
         )  # fmt: skip
 
@@ -297,7 +307,7 @@ class GrowingBlob:
             await self._blobs.hash_prefix(self._growing, offset, hasher)
         held = b""
         download = self._blobs.download(
-            self._repository, self.digest, offset, None if verify else end, self.size
+            self._repository, self._growing, offset, None if verify else end, self.size
         )
         try:
             async with download:

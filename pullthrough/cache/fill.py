@@ -48,6 +48,8 @@ class Growing:
         self.file: BinaryIO | None = None
         self.followed = False
         """Whether it is another process that brings it."""
+        self.in_bucket = False
+        """Whether the bucket is to be asked for it before the upstream."""
         self.repositories: set[Repository] = set()
         """Through which it is asked for: they are to have it when it is there."""
         self._closing = ExitStack()

@@ -55,6 +55,11 @@ class Mirrored:
         except UpstreamError as error:
             _log.info("the bucket was not to be asked", why=error.failure.value)
             return None
+        named = await self._store.named_size(digest)
+        if found is not None and named not in (None, found):
+            _log.error("the bucket's copy has a wrong size", digest=str(digest))
+            await self._store.forget_mirrored(digest, rotten=True)
+            return None
         if found is None and size is not None:
             await self._store.forget_mirrored(digest)
         return found

@@ -324,6 +324,8 @@ class Bucket:
             yield
         except FOREIGN as error:
             raise translated(error, self._where, self._region) from None
+        except ValueError:  # an endpoint that is no URL to botocore
+            raise self._other("the endpoint is not one that boto3 can use") from None
 
     @contextmanager
     def _sending(self, part: _Slice) -> Iterator[None]:

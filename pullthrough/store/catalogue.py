@@ -318,6 +318,13 @@ class Catalogue:
         rows = [] if digest is None else [(str(digest),)]
         self._change(("DELETE FROM gone WHERE key=?", [(key,)]), (NOT_THERE, rows), (NOWHERE, rows))
 
+    def shift_uses(self, by: float) -> None:
+        """Count all uses, and what lists were seen, as so many seconds later."""
+        rows: list[tuple[object, ...]] = [(by,)]
+        self._change(
+            ("UPDATE blob SET used=used+?", rows), ("UPDATE listing SET seen=seen+?", rows)
+        )
+
     # -- notes -------------------------------------------------------------------------------------
 
     def noted(self, name: str) -> str | None:

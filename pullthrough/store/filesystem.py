@@ -42,6 +42,8 @@ _LINK_LIMIT: Final = 256
 _KNOWN_LIMIT: Final = 200_000  # digests, some 100 bytes each
 _LITTLE: Final = 64 << 10
 """Bytes: what is made room for where a link or a manifest found none."""
+_HOPELESS_FOR: Final = 5.0
+"""Seconds for which a full disk stays full where nothing could be taken away."""
 _ABANDONED_AFTER: Final = 7 * 24 * 3600.0
 """Seconds: a partial that nobody went on with for so long is not worth its room."""
 
@@ -102,6 +104,8 @@ class FileStore:
         self._disk = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="disk")
         # Hashing a large file takes seconds: nobody who only opens one waits behind it.
         self._content = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="content")
+        self._room = ThreadPoolExecutor(1, thread_name_prefix="room")
+        self._no_room_until = 0.0
         self._verified: LRUCache[Digest, None] = LRUCache(_KNOWN_LIMIT)
         self._linked: LRUCache[tuple[Repository, Digest], None] = LRUCache(_KNOWN_LIMIT)
         self.locks = Locks(layout.locks)
@@ -117,6 +121,7 @@ class FileStore:
         await self._index.close()
         self._disk.shutdown()
         self._content.shutdown()
+        self._room.shutdown()
         self._generation.close()
         self.locks.close()
 
@@ -139,7 +144,14 @@ class FileStore:
 
     async def make_room(self, size: int) -> bool:
         """Take away what was not used for longest, until ``size`` bytes more fit."""
-        return await self._run(lambda: self._make_room(size))
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._no_room_until:
+            return False
+        # A thread of its own: nobody who only opens a file waits behind it.
+        made = await loop.run_in_executor(self._room, self._make_room, size)
+        if not made:
+            self._no_room_until = loop.time() + _HOPELESS_FOR
+        return made
 
     async def _run(self, work: Callable[[], T]) -> T:
         result: T = await wrap(work)(executor=self._disk)

@@ -261,7 +261,10 @@ class Index:
     ) -> None:
         """Remember when the upstream said that ``tag`` is ``digest``; ``key`` is the bucket's."""
         row = (repository.name, tag.name, str(digest), when)
-        await self._execute((_SET_TAG, [row]), ("DELETE FROM gone WHERE key=?", [(key,)]))
+        # Of the bucket's, the tag and its place with what it once was: see tending/removal.py.
+        place = key.removesuffix("current/link")
+        gone = ("DELETE FROM gone WHERE key IN (?, ?)", [(key, place)])
+        await self._execute((_SET_TAG, [row]), gone)
 
     async def forget_tag(self, repository: Repository, tag: Tag) -> None:
         """Forget a tag that the upstream no longer has."""

@@ -42,6 +42,13 @@ def scrub(layout: Layout, catalogue: Catalogue, rate: int, stop: threading.Event
                     rotten.append(row.digest)
         except FileNotFoundError:
             continue
+        except OSError as error:
+            # Not even readable: out of the way with it, or the scrub would end here each time.
+            _log.error("cached content is not readable", digest=row.digest, why=error.strerror)
+            metrics.ROTTEN.inc()
+            if set_aside(layout, digest):
+                catalogue.not_here([row.digest])
+            rotten.append(row.digest)
         if stop.is_set():
             return rotten
         catalogue.note(_PLACE, row.digest)

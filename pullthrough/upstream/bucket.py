@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -33,8 +34,12 @@ _log = structlog.get_logger()
 _CONNECT: Final = 2.0
 _PATIENCE: Final = 1.0
 """Seconds for a look whether the bucket has something: a client waits for it."""
-_SEEN_FOR: Final = 60.0
-"""Seconds for which a look is believed; another cache on the same bucket may delete things."""
+_SEEN_FOR: Final = 2.0
+"""Seconds for which a look is believed: the bucket may die, and others may delete things."""
+_FIRST_BYTE: Final = 3.0
+"""Seconds until a download begins: the upstream is there too, and clients wait."""
+_SIGNERS: Final = 4
+"""Threads that sign: a chain of credentials may ask the network."""
 _SEEN_LIMIT: Final = 100_000
 _LOOK_EVERY: Final = 0.5
 _NOTHING: Final = Digest.of(b"")
@@ -52,7 +57,6 @@ class Reading:
     secure: bool
     cafile: Path | None
     skipverify: bool
-    firstbyte: float
     stall: float
     user_agent: str
 
@@ -67,6 +71,7 @@ class BucketSource:
             resolve={}, cafile=reading.cafile, skipverify=reading.skipverify,
             connect=_CONNECT, user_agent=reading.user_agent, received=received,
         )  # fmt: skip
+        self._signers = ThreadPoolExecutor(_SIGNERS, thread_name_prefix="sign")
         self._seen: TTLCache[Digest, int] = TTLCache(_SEEN_LIMIT, _SEEN_FOR)
 
     async def __aenter__(self) -> Self:
@@ -80,6 +85,7 @@ class BucketSource:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._signers.shutdown(wait=False, cancel_futures=True)
         self._watching.cancel()
         await asyncio.gather(self._watching, return_exceptions=True)
         await self._transport.__aexit__(kind, error, traceback)
@@ -94,6 +100,7 @@ class BucketSource:
 
         Raises :class:`UpstreamError` when the bucket does not say so in time.
         """
+        self._require()
         seen = self._seen.get(digest)
         if seen is not None:
             return seen
@@ -107,7 +114,12 @@ class BucketSource:
 
     async def address(self, digest: Digest) -> str:
         """Return where a client may fetch the blob, for some minutes."""
-        return await self._sign("GET", digest, public=True)
+        self._require()
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await self._sign("GET", digest, public=True)
+        except TimeoutError:
+            raise UpstreamError(Failure.TIMEOUT, "no address in time") from None
 
     @asynccontextmanager
     async def get_blob(
@@ -118,15 +130,21 @@ class BucketSource:
         asked = None
         if start or end is not None:
             asked = f"bytes={start}-{'' if end is None else end - 1}"
-        with await self._ask("GET", digest, self._reading.firstbyte, asked) as reply:
+        with await self._ask("GET", digest, _FIRST_BYTE, asked) as reply:
             if reply.status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
                 self._seen.pop(digest, None)
                 raise self._refused(reply)
             yield Body(reply, start, end, stall=self._reading.stall)
 
+    def _require(self) -> None:
+        if self._breaker.down:
+            raise UpstreamError(Failure.DOWN, "the bucket is away")
+
     async def _sign(self, method: Literal["GET", "HEAD"], digest: Digest, *, public: bool) -> str:
         try:
-            return await asyncio.to_thread(self._reading.sign, method, digest, public)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._signers, self._reading.sign, method, digest, public
+            )
         except Exception as error:  # noqa: BLE001 - a chain of credentials may fail in any way
             # Its message is a stranger's: it may show what is to be signed with.
             _log.warning("the bucket's address cannot be signed", why=type(error).__name__)
@@ -136,8 +154,7 @@ class BucketSource:
     async def _ask(
         self, method: Literal["GET", "HEAD"], digest: Digest, limit: float, asked: str | None = None
     ) -> Reply:
-        if self._breaker.down:
-            raise UpstreamError(Failure.DOWN, "the bucket is away")
+        self._require()
         return await self._send(method, digest, limit, asked)
 
     async def _watch(self) -> None:

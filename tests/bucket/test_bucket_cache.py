@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -384,3 +385,42 @@ def test_names_deleted_from_the_bucket(
         bucket.client.delete_object(Bucket=bucket.name, Key=key)
     cache.restart()
     eventually(lambda: bucket.objects(names) == before, "all names in the bucket")
+
+
+@pytest.mark.parametrize("broken", ["certificates", "endpoint"])
+def test_serves_with_a_bucket_that_cannot_be_used(
+    start_mirrored: MirroredStarter, bucket: TestBucket, image: Image, tmp_path: Path, broken: str
+) -> None:
+    """Certificates that are none, or a host that boto3 refuses, cost the bucket and no pull."""
+    cache = start_mirrored(bucket)
+    cache.stop()
+    if broken == "certificates":
+        (tmp_path / "ca.pem").write_text("none")
+        cache.environment["AWS_CA_BUNDLE"] = str(tmp_path / "ca.pem")
+    else:
+        cache.config["storage"]["s3"]["regionendpoint"] = "http://ceph_rgw:8000"
+    cache.start()
+    cache.client().pull(image)
+    cache.client().pull(image)
+    assert "going on without" in cache.log_text() or broken == "certificates"
+
+
+def test_dead_bucket_with_nothing_to_do(
+    start_mirrored: MirroredStarter, own_rgw: Rgw, registry: FakeRegistry
+) -> None:
+    """It is seen, and nobody is sent to it: content comes over the link instead."""
+    image = registry.put_image("project/app", "v1", layers=LAYERS)
+    bucket = TestBucket(own_rgw.gateway)
+    endpoint = own_rgw.gateway.url.replace("127.0.0.1", "localhost")
+    cache = start_mirrored(bucket, redirect=True, endpoint=endpoint)
+    client = cache.client()
+    client.pull(image)
+    cache.uploaded(*everything(image))
+    cache.forget_locally(image.layer)
+    assert client.blob("project/app", image.layer).status == 307
+    own_rgw.kill()
+    eventually(lambda: client.get("/readyz").json()["bucket"] == "failing", "the alarm")
+    answer = client.blob("project/app", image.layer)
+    assert (answer.status, answer.body) == (200, image.layer_content)
+    own_rgw.restart()
+    eventually(lambda: client.get("/readyz").json()["bucket"] == "ok", "the end of the alarm")

@@ -53,7 +53,7 @@ class Cache:
         self.directory = directory
         self.log = directory / "cache.log"
         self._file = directory / "config.yml"
-        self._environment = dict(environment or {})
+        self.environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         basis = {
             "version": 0.1,
@@ -107,7 +107,7 @@ class Cache:
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
-                env={**inherited, "PYTHONPATH": str(ROOT), **self._environment},
+                env={**inherited, "PYTHONPATH": str(ROOT), **self.environment},
                 start_new_session=True,
             )
         eventually(self._is_up, f"an answer of /livez\n{self.log_text()[-4000:]}", seconds=20)

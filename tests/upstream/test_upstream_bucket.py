@@ -130,7 +130,7 @@ async def connect(breaker: Breaker, received: list[int]) -> AsyncIterator[Made]:
         async def make(address: str, **changes: Any) -> BucketSource:
             reading: dict[str, Any] = {
                 "sign": signer(address), "secure": False, "cafile": None, "skipverify": False,
-                "firstbyte": 10.0, "stall": 10.0, "user_agent": "a cache",
+                "stall": 10.0, "user_agent": "a cache",
             }  # fmt: skip
             source = BucketSource(Reading(**(reading | changes)), breaker, received.append)
             return await stack.enter_async_context(source)
@@ -347,14 +347,28 @@ async def test_silence_takes_it_down_at_once(
     ]  # fmt: skip
 
 
-async def test_silence_of_a_download(store: Store, connect: Made) -> None:
-    """It has as long for its first byte as the upstream has."""
+async def test_silence_of_a_download(
+    store: Store, connect: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given up long before a client that waits would be told no."""
+    assert bucket._FIRST_BYTE < 10
+    monkeypatch.setattr(bucket, "_FIRST_BYTE", 0.05)
     silent = store.silent = asyncio.Event()
     async with serving(store.handle) as address:
-        source = await connect(address, firstbyte=0.05)
+        source = await connect(address)
         assert (await failure(source, "get")).failure is Failure.TIMEOUT
         assert not source.up
         silent.set()
+
+
+async def test_nobody_is_sent_to_a_dead_bucket(source: BucketSource, breaker: Breaker) -> None:
+    """What was seen a moment ago is not there while the bucket is away, nor is an address."""
+    assert await source.size(DIGEST) == SIZE
+    breaker.overdue(1.0)
+    assert (await failure(source, "size")).failure is Failure.DOWN
+    with pytest.raises(UpstreamError) as caught:
+        await source.address(DIGEST)
+    assert caught.value.failure is Failure.DOWN
 
 
 async def test_silence_in_the_middle(connect: Made) -> None:
