@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,33 @@ def test_keeper_passes_over_what_is_not_for_it(pair: Cache, how: signal.Signals)
     assert keeper(pair) == before
     pair.stop()
     assert events(pair, "worker ended, starting another") == []
+
+
+def test_keeper_holds_no_port(pair: Cache) -> None:
+    """Clients' ports are the workers' alone: none lives on with a keeper that ends late."""
+    listening = {
+        line.split()[9]
+        for table in ("tcp", "tcp6")
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]
+        if line.split()[3] == "0A"
+    }
+
+    def held(pid: int) -> set[str]:
+        links = (str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir())
+        return {link.removeprefix("socket:[").rstrip("]") for link in links} & listening
+
+    assert held(workers(pair)[0])
+    eventually(lambda: not held(keeper(pair)), "a keeper without them")
+
+
+def test_keeper_that_was_stopped_for_a_while(pair: Cache) -> None:
+    """SIGSTOP and SIGCONT, as a debugger or a container runtime sends them, end nothing."""
+    victim = keeper(pair)
+    for _ in range(3):
+        os.kill(victim, signal.SIGSTOP)
+        time.sleep(1.2)  # longer than it waits for a signal at a time
+        os.kill(victim, signal.SIGCONT)
+    assert keeper(pair) == victim
 
 
 def test_keeper_told_to_end(pair: Cache) -> None:
