@@ -136,6 +136,8 @@ def test_new_disk(
     first = start_mirrored(bucket)
     first.client().pull(image)
     first.uploaded(*everything(image))
+    tag = f"{V2}/repositories/project/app/_manifests/tags/v1/current/link"
+    eventually(lambda: tag in bucket.objects(), "the tag in the bucket")
     first.stop()
     registry.refuse()
     second = start_mirrored(bucket)
