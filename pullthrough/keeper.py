@@ -157,22 +157,12 @@ def _guarded(
         pause = min(pause * 2, _LONGEST_PAUSE)
 
 
-def _of_the_bucket(bucket: Bucket | None) -> tuple[type[Exception], ...]:
-    """Return how the bucket fails, without a bucket in no way."""
-    if bucket is None:
-        return ()
-    from pullthrough.store.trouble import BucketError  # boto3, only where there is a bucket
-
-    return (BucketError,)
-
-
 def _tend(keeping: Keeping, bucket: Bucket | None, stop: threading.Event) -> None:
     with Catalogue(keeping.layout.index) as catalogue:
         catalogue.mirror_is("" if bucket is None else bucket.identity)
-        janitor = Janitor(keeping.layout, catalogue, keeping.bounds, bucket, time.time)
+        janitor = Janitor(keeping.layout, catalogue, keeping.bounds, keeping.mirrored, time.time)
         clock = UsesClock(catalogue)
         agreed, expiring, hopeless = float("-inf"), 0.0, 0.0
-        foreseen = _of_the_bucket(bucket)
         while not stop.is_set():
             if time.monotonic() - agreed > _AGREE_EVERY:
                 _agree(keeping.layout, catalogue)
@@ -181,11 +171,7 @@ def _tend(keeping: Keeping, bucket: Bucket | None, stop: threading.Event) -> Non
             state, now = janitor.state(), time.monotonic()
             clock.look(time.time(), now)
             if now >= expiring or (state.over and now >= hopeless):
-                gone: list[Victim] = []
-                try:
-                    state, gone = janitor.tidy()
-                except foreseen as error:
-                    _log.warning("not all that should go went", why=str(error))
+                state, gone = janitor.tidy()
                 expiring = time.monotonic() + _pause_between(keeping.bounds.ttl)
                 hopeless = 0.0 if gone else time.monotonic() + _HOPELESS_FOR
                 _report(keeping.board, state, gone)

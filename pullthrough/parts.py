@@ -139,13 +139,12 @@ def _bytes(bound: Bound | None, root: Path) -> Callable[[], int | None]:
 
 def making_room(config: Config, layout: Layout) -> Callable[[int], bool]:
     """Return what frees bytes on a full disk, whichever thread it is called in."""
-    limits = bounds(config)
+    limits, mirrored = bounds(config), config.storage.s3 is not None
 
     def make_room(size: int) -> bool:
-        # The bucket keeps what leaves the disk here: nothing is to be deleted from it.
         try:
             with Catalogue(layout.index) as catalogue:
-                return Janitor(layout, catalogue, limits, None, time.time).free(size)
+                return Janitor(layout, catalogue, limits, mirrored, time.time).free(size)
         except (OSError, sqlite3.Error) as error:
             _log.warning("no room could be made", why=str(error))
             return False

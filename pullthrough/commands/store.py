@@ -124,7 +124,8 @@ def gc(dry_run: bool, config: Path | None, as_json: bool) -> None:
     with opened(config, with_bucket=True) as store, printing.working("applying the bounds"):
         inventory = Inventory(store.layout, store.catalogue)
         bounds = parts.bounds(store.config)
-        janitor = Janitor(store.layout, store.catalogue, bounds, store.bucket, time.time)
+        mirrored = store.bucket is not None
+        janitor = Janitor(store.layout, store.catalogue, bounds, mirrored, time.time)
         if dry_run:
             state, altogether, aside = janitor.plan()
             gone = [*altogether, *aside]
@@ -132,6 +133,7 @@ def gc(dry_run: bool, config: Path | None, as_json: bool) -> None:
         else:
             state, gone = janitor.tidy()
             kept = {row.digest for row in store.catalogue.rows()}
+        undeleted = None if dry_run else _deleted(store)
         needing = inventory.needing([victim.digest for victim in gone])
     freed = sum(victim.size for victim in gone)
     if as_json:
@@ -145,7 +147,24 @@ def gc(dry_run: bool, config: Path | None, as_json: bool) -> None:
         click.echo(f"{things}, {printing.size(freed)}; {_said(state)}")
     if state.overpinned:
         click.echo("what is pinned exceeds the quota", err=True)
+    if undeleted is not None:
+        click.echo(undeleted, err=True)
+    if state.overpinned or undeleted is not None:
         sys.exit(1)
+
+
+def _deleted(store: Opened) -> str | None:
+    """Delete from the bucket what is to leave it; return why not all of it did."""
+    if store.bucket is None:
+        return None
+    from pullthrough.store.bucket import BucketError  # boto3, only where there is a bucket
+    from pullthrough.tending.uploads import Mirror
+
+    try:
+        Mirror(store.layout, store.catalogue, store.bucket, lambda: False).bury()
+    except BucketError as error:
+        return f"{error}; what is left in it will be deleted when the bucket is back"
+    return None
 
 
 def _line(victim: Victim, needing: dict[str, list[Name]], kept: Iterable[str]) -> tuple[str, ...]:
@@ -300,18 +319,23 @@ def rm(images: tuple[str, ...], config: Path | None, as_json: bool) -> None:
     from pullthrough.tending.removal import Removal, tending
 
     wanted = [_reference(image) for image in images]
-    with opened(config, with_bucket=True) as store, tending(store.layout):
-        inventory = Inventory(store.layout, store.catalogue)
-        names = _found(inventory, images, wanted)
-        repositories = {repository for repository, tag, digest in wanted if tag is digest is None}
-        leaving = inventory.leaving(names, repositories)
-        removal = Removal(store.layout, store.catalogue, store.bucket)
-        for tag_row in leaving.tags:
-            removal.tag(tag_row)
-        gone = removal.altogether(leaving.digests)
-        for link in leaving.links:
-            removal.link(link)
+    with opened(config, with_bucket=True) as store:
+        with tending(store.layout):
+            inventory = Inventory(store.layout, store.catalogue)
+            names = _found(inventory, images, wanted)
+            repositories = {
+                repository for repository, tag, digest in wanted if tag is digest is None
+            }
+            leaving = inventory.leaving(names, repositories)
+            mirrored = store.bucket is not None
+            removal = Removal(store.layout, store.catalogue, mirrored=mirrored)
+            for tag_row in leaving.tags:
+                removal.tag(tag_row)
+            gone = removal.altogether(leaving.digests)
+            for link in leaving.links:
+                removal.link(link)
         busy = sorted(set(leaving.digests) - set(gone))
+        undeleted = _deleted(store)
     pins = [pattern(text) for text in store.config.cache.pin]
     pinned = [n for n in names if any(pin.matches(n.repository, n.tag) for pin in pins)]
     freed = inventory.size(gone)
@@ -333,7 +357,9 @@ def rm(images: tuple[str, ...], config: Path | None, as_json: bool) -> None:
             click.echo(
                 f"{printing.counted(len(busy), 'thing')} left, being read just now", err=True
             )
-    if busy:
+    if undeleted is not None:
+        click.echo(undeleted, err=True)
+    if busy or undeleted is not None:
         sys.exit(1)
 
 

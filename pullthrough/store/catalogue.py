@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
+import orjson
+
 from pullthrough.oci.digest import Digest
 from pullthrough.store.index import (
     ADD_LINK,
@@ -25,6 +27,10 @@ from pullthrough.store.index import (
 _BATCH: Final = 500
 _MIRROR: Final = "mirror"
 """A note: which bucket it is that the index speaks of."""
+_REMOVE_TAG: Final = "DELETE FROM tag WHERE repository=? AND tag=? AND digest=?"
+_REMOVE_LINK: Final = "DELETE FROM link WHERE digest=? AND kind=? AND repository=?"
+_LINK_NOT_THERE: Final = "UPDATE link SET there=0 WHERE digest=? AND kind=? AND repository=?"
+_TAG_NOT_THERE: Final = "UPDATE tag SET there=0 WHERE repository=? AND tag=?"
 _LATELY: Final = 1000.0
 """By how much the age of what was found counts less."""
 
@@ -150,6 +156,25 @@ class Catalogue:
         sql = "SELECT digest, kind, repository FROM link WHERE digest=?"
         return [LinkRow._make(row) for row in self._connection.execute(sql, (digest,))]
 
+    def said_of(self, digests: Collection[str]) -> tuple[list[TagRow], list[LinkRow]]:
+        """Return the tags that are any of ``digests``, and the repositories that have them."""
+        these = (orjson.dumps(list(digests)).decode(),)
+        tags = self._connection.execute(
+            """
+            SELECT repository, tag, digest FROM tag
+            WHERE digest IN (SELECT value FROM json_each(?))
+            """,
+            these,
+        )
+        links = self._connection.execute(
+            """
+            SELECT digest, kind, repository FROM link
+            WHERE digest IN (SELECT value FROM json_each(?))
+            """,
+            these,
+        )
+        return list(map(TagRow._make, tags)), list(map(LinkRow._make, links))
+
     def repository_of(self, digest: str) -> str | None:
         """Return a repository that has ``digest``, itself or by a manifest that names it."""
         sql = """
@@ -215,14 +240,28 @@ class Catalogue:
         rows = [(digest,) for digest in digests]
         self._change((NOT_THERE, rows), (NOWHERE, rows))
 
-    def removed(self, digests: Iterable[str]) -> None:
-        """Forget content altogether, with all that is said of it."""
+    def removed(
+        self,
+        digests: Iterable[str] = (),
+        *,
+        tags: Iterable[TagRow] = (),
+        links: Iterable[LinkRow] = (),
+        keys: Iterable[str] = (),
+    ) -> None:
+        """Forget content altogether, with all that is said of it, and single tags and links.
+
+        At the same time ``keys`` are noted as to be deleted from the bucket; one that ends in "/"
+        stands for all that begin with it.
+        """
         rows = [(digest,) for digest in digests]
         self._change(
             ("DELETE FROM blob WHERE digest=?", rows),
             ("DELETE FROM refers WHERE manifest=?", rows),
             ("DELETE FROM link WHERE digest=?", rows),
             ("DELETE FROM tag WHERE digest=?", rows),
+            (_REMOVE_TAG, list(tags)),
+            (_REMOVE_LINK, list(links)),
+            ("INSERT OR IGNORE INTO gone VALUES (?)", [(key,) for key in keys]),
         )
 
     def add_names(self, manifest: Digest, names: Iterable[Named]) -> None:
@@ -251,11 +290,7 @@ class Catalogue:
 
     def remove_tags(self, tags: Iterable[TagRow]) -> None:
         """Forget tags, if they still are what was said."""
-        self._batches("DELETE FROM tag WHERE repository=? AND tag=? AND digest=?", tags)
-
-    def remove_links(self, links: Iterable[LinkRow]) -> None:
-        """Forget links."""
-        self._batches("DELETE FROM link WHERE digest=? AND kind=? AND repository=?", links)
+        self._batches(_REMOVE_TAG, tags)
 
     def forget_listings(self, before: float) -> None:
         """Forget lists that were last seen before a time (Unix)."""
@@ -270,9 +305,12 @@ class Catalogue:
         """
         return [_row(row) for row in self._connection.execute(sql)]
 
-    def uploaded(self, digest: Digest) -> None:
-        """Remember that content is in the bucket."""
-        self._change(("UPDATE blob SET there=1 WHERE digest=?", [(str(digest),)]))
+    def uploaded(self, digest: Digest, key: str = "") -> None:
+        """Remember that content is in the bucket, unless its key is to be deleted there."""
+        sql = (
+            "UPDATE blob SET there=1 WHERE digest=? AND NOT EXISTS (SELECT 1 FROM gone WHERE key=?)"
+        )
+        self._change((sql, [(str(digest), key)]))
 
     def pending_links(self) -> list[LinkRow]:
         """Return links that are not in the bucket yet, of content that is."""
@@ -304,19 +342,29 @@ class Catalogue:
         """Remember that of all links and tags only these are in the bucket."""
         known = self._connection.execute("SELECT digest, kind, repository FROM link WHERE there")
         lost = [row for row in map(LinkRow._make, known) if row not in links]
-        self._batches("UPDATE link SET there=0 WHERE digest=? AND kind=? AND repository=?", lost)
+        self._batches(_LINK_NOT_THERE, lost)
         there = self._connection.execute("SELECT repository, tag FROM tag WHERE there")
         gone = [row for row in map(TagKey._make, there) if row not in tags]
-        self._batches("UPDATE tag SET there=0 WHERE repository=? AND tag=?", gone)
+        self._batches(_TAG_NOT_THERE, gone)
 
     def buried(self) -> list[str]:
-        """Return the keys that are to be deleted from the bucket."""
+        """Return the keys, and what keys begin with, that are to be deleted from the bucket."""
         return [key for (key,) in self._connection.execute("SELECT key FROM gone")]
 
-    def unbury(self, key: str, digest: Digest | None) -> None:
-        """Forget a key that is deleted; of a blob's, that the bucket has it."""
-        rows = [] if digest is None else [(str(digest),)]
-        self._change(("DELETE FROM gone WHERE key=?", [(key,)]), (NOT_THERE, rows), (NOWHERE, rows))
+    def unbury(self, key: str, what: Digest | LinkRow | TagKey | None) -> None:
+        """Forget a key that is deleted, and that the bucket has what stood there.
+
+        That may have come again meanwhile, and have been found there.
+        """
+        changes: list[Change] = [("DELETE FROM gone WHERE key=?", [(key,)])]
+        match what:
+            case Digest():
+                changes += [(NOT_THERE, [(str(what),)]), (NOWHERE, [(str(what),)])]
+            case LinkRow():
+                changes.append((_LINK_NOT_THERE, [what]))
+            case TagKey():
+                changes.append((_TAG_NOT_THERE, [what]))
+        self._change(*changes)
 
     def shift_uses(self, by: float) -> None:
         """Count all uses, and what lists were seen, as so many seconds later."""

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import structlog
 
 from pullthrough.store.catalogue import Catalogue
 from pullthrough.store.layout import Layout
 from pullthrough.tending.eviction import Content, Victim, effective, excess, victims
+from pullthrough.tending.leftovers import clear, filling
 from pullthrough.tending.pins import Pin, closure
 from pullthrough.tending.removal import Removal, tending
-
-if TYPE_CHECKING:
-    from pullthrough.store.bucket import Bucket
 
 _log = structlog.get_logger()
 
 _ROUNDS: Final = 4
 """How often another one is looked for in place of what is being read."""
 _PATIENCE: Final = 2.0
-"""Seconds: a client waits for room, and who takes things away may be waiting for the bucket."""
+"""Seconds: a client waits for room, and others may be taking much away."""
 _SPARE: Final = 64 << 20
 """Bytes that are freed beyond what is wanted when a disk is full: not a little for each write."""
 _SPARE_PART: Final = 20
@@ -70,19 +67,19 @@ class State(NamedTuple):
 
 
 class Janitor:
-    """Keeps a store within its bounds; for one thread."""
+    """Keeps a store within its bounds; for one thread. Asks no bucket: ``mirrored`` says of one."""
 
     def __init__(
         self,
         layout: Layout,
         catalogue: Catalogue,
         bounds: Bounds,
-        bucket: Bucket | None,
+        mirrored: bool,
         clock: Callable[[], float],
     ) -> None:
         self._layout, self._catalogue, self._bounds = layout, catalogue, bounds
-        self._mirrored, self._clock = bucket is not None, clock
-        self._removal = Removal(layout, catalogue, bucket)
+        self._mirrored, self._clock = mirrored, clock
+        self._removal = Removal(layout, catalogue, mirrored=mirrored)
 
     def state(self) -> State:
         """Return how things are, without what is pinned."""
@@ -94,13 +91,8 @@ class Janitor:
         # What is yet to come there counts: to take it away makes room as well.
         return State(usage.there + usage.pending, quota, here, local, usage.pending)
 
-    def plan(
-        self, busy: Collection[str] = (), *, away: bool = False
-    ) -> tuple[State, list[Victim], list[Victim]]:
-        """Return how things are, what is to go altogether, and what only from the local tier.
-
-        While the bucket is ``away`` nothing goes altogether.
-        """
+    def plan(self, busy: Collection[str] = ()) -> tuple[State, list[Victim], list[Victim]]:
+        """Return how things are, what is to go altogether, and what only from the local tier."""
         rows, refers = self._catalogue.rows(), self._catalogue.refers()
         if not self._mirrored:
             rows = [row for row in rows if row.here]
@@ -117,8 +109,6 @@ class Janitor:
         )  # fmt: skip
         if not self._mirrored:
             return state, gone, []
-        if away:
-            gone = []
         going = {victim.digest for victim in gone}
         here = [row for row in rows if row.here and row.digest not in going]
         left = excess(state.here, state.local) - sum(
@@ -143,17 +133,12 @@ class Janitor:
         """Apply the bounds; return how things are then, and what went."""
         went: list[Victim] = []
         busy: set[str] = set()
-        planned = self.state()
         with tending(self._layout):
+            planned = state = self.state()
+            clear(self._layout, excess(state.here, state.local if self._mirrored else state.quota))
             for _ in range(_ROUNDS):
                 planned, gone, aside = self.plan(busy)
-                try:
-                    left = set(self._removal.altogether(each.digest for each in gone))
-                except Exception:
-                    # The disk keeps its bound also while the bucket is away.
-                    _, _, aside = self.plan(busy, away=True)
-                    self._removal.from_the_disk(each.digest for each in aside)
-                    raise
+                left = set(self._removal.altogether(each.digest for each in gone))
                 left |= set(self._removal.from_the_disk(each.digest for each in aside))
                 went += [each for each in (*gone, *aside) if each.digest in left]
                 kept = {each.digest for each in (*gone, *aside)} - left
@@ -165,17 +150,22 @@ class Janitor:
             state = self.state()._replace(pinned=planned.pinned)
         return state, went
 
-    def free(self, size: int) -> bool:
+    def free(self, size: int, *, refused: bool = False) -> bool:
         """Take away what was not used for longest until ``size`` bytes are free; True if any went.
 
-        For a disk that is full, whatever filled it: the quota does not matter.
+        For a disk that is full, whatever filled it: the bounds do not matter. ``refused``: there is
+        no room whatever the disk says, for it has a quota of its own.
         """
         with tending(self._layout, patience=_PATIENCE):
-            disk = os.statvfs(self._layout.own)
-            free = disk.f_bavail * disk.f_frsize
-            spare = min(_SPARE, disk.f_blocks * disk.f_frsize // _SPARE_PART)
-            if free >= size + spare:
+            room, spare = _room(self._layout.own)
+            if refused:
+                room, spare = 0, 0
+            elif room >= size + spare:
                 return True  # another one has made room meanwhile
+            cleared = clear(self._layout, size + spare - room)
+            room += cleared
+            if room >= size + spare:
+                return True
             rows, refers = self._catalogue.rows(), self._catalogue.refers()
             used = effective({row.digest: row.used for row in rows}, refers)
             manifests = {manifest for manifest, _ in refers}
@@ -187,16 +177,16 @@ class Janitor:
                     if row.here and not (row.there and row.digest in manifests)
                 ],
                 used, kept=self._pinned(refers), now=self._clock(), ttl=0,
-                excess=size + spare - free,
+                excess=size + spare - room,
             )  # fmt: skip
-            if free + sum(victim.size for victim in chosen) < size:
+            if room + sum(victim.size for victim in chosen) < size:
                 return False  # it does not fit, whatever goes
             there = {row.digest for row in rows if row.there}
             went = self._removal.from_the_disk(v.digest for v in chosen if v.digest in there)
             went += self._removal.altogether(v.digest for v in chosen if v.digest not in there)
         if went:
             _log.warning("the disk is full, made room", taken_away=len(went))
-        return bool(went)
+        return bool(went or cleared)
 
     def _pinned(self, refers: list[tuple[str, str]]) -> set[str]:
         pins = self._bounds.pins
@@ -214,15 +204,13 @@ class Janitor:
         return closure(roots, refers)
 
 
-def filling(layout: Layout) -> int:
-    """Return the bytes of fills under way or to be gone on with, and of what was set aside."""
-    total = 0
-    for directory in (layout.partials, layout.quarantine):
-        with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    total += entry.stat().st_size
-    return total
+def _room(path: Path) -> tuple[int, int]:
+    """Return the bytes that are free on the disk that holds ``path``, and what is to be spare."""
+    disk = os.statvfs(path)
+    spare = min(_SPARE, disk.f_blocks * disk.f_frsize // _SPARE_PART)
+    # No file can be made without an inode, however many bytes are free; some disks count none.
+    full = disk.f_files and not disk.f_favail
+    return 0 if full else disk.f_bavail * disk.f_frsize, spare
 
 
 def share_of_disk(path: Path, percent: float) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, TypeVar
@@ -23,7 +23,7 @@ from pullthrough.oci.reference import Repository, Tag
 from pullthrough.store.bucket import Bucket, BucketError, Trouble
 from pullthrough.store.catalogue import Catalogue, Found, LinkRow, Row, TagKey, TagRow
 from pullthrough.store.files import write_whole
-from pullthrough.store.layout import Layout
+from pullthrough.store.layout import Layout, blob_name
 from pullthrough.store.quarantine import set_aside, sound
 from pullthrough.store.reconcile import LINK_LIMIT, read_manifest
 
@@ -32,6 +32,7 @@ R = TypeVar("R")
 
 _log = structlog.get_logger()
 
+_BATCH: Final = 500
 _UPLOADS: Final = 4
 """Uploads under way: with one part each they bound the memory."""
 _OF_ONE: Final = frozenset({Trouble.FULL, Trouble.OTHER})
@@ -47,6 +48,7 @@ class Mirror:
         self._layout, self._catalogue, self._bucket = layout, catalogue, bucket
         self._stop = stop
         self._hopeless, self._failures = False, list[BucketError]()
+        self._lacking: list[OSError] = []
 
     def upload(self) -> int:
         """Bring there what is not; return how many things went. Ends early when told to stop.
@@ -56,18 +58,52 @@ class Mirror:
         self._hopeless, self._failures = False, []
         done = 0
         with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="upload") as pool:
-            for key in self._catalogue.buried():
-                self._attempt(self._bury, key)
-            for digest, result in pool.map(self._content, self._catalogue.pending()):
+            self._delete_buried(pool)
+            # What is to be deleted first, and could not be, goes up after that: in this order.
+            pending, buried = self._catalogue.pending(), set(self._catalogue.buried())
+            waiting = [row for row in pending if self._blob_key(row.digest) not in buried]
+            for digest, result in pool.map(self._content, waiting):
                 if result:
-                    self._catalogue.uploaded(digest)
-                elif result is False and not self._ending():
+                    self._catalogue.uploaded(digest, self._blob_key(str(digest)))
+                elif (
+                    result is False
+                    and not self._ending()
+                    and not self._layout.blob(digest).exists()  # it may have come again
+                ):
                     self._catalogue.not_here([str(digest)])
                 done += result is True
             done += self._names_too(pool)
+        self._raise()
+        return done
+
+    def bury(self) -> None:
+        """Delete from the bucket all that is to go; the rest goes too when something is refused."""
+        self._hopeless, self._failures = False, []
+        with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="bury") as pool:
+            self._delete_buried(pool)
+        self._raise()
+
+    def _delete_buried(self, pool: ThreadPoolExecutor) -> None:
+        # Names before what they name: tags, revisions, layers' links, content.
+        keys = sorted(self._catalogue.buried(), reverse=True)
+        for start in range(0, len(keys), _BATCH):
+            # Another process may delete them too, and what has come again since is to stay.
+            still = set(self._catalogue.buried())
+            batch = [key for key in keys[start : start + _BATCH] if key in still]
+            for key in filter(None, pool.map(partial(self._attempt, self._delete), batch)):
+                self._catalogue.unbury(key, self._what(key))
+
+    def _delete(self, key: str) -> str:
+        every = [key]
+        if key.endswith("/"):
+            every = [each for each, _ in self._bucket.objects(key)]
+        for each in every:
+            self._bucket.delete(each)
+        return key
+
+    def _raise(self) -> None:
         for failure in self._failures:
             raise failure
-        return done
 
     def _names_too(self, pool: ThreadPoolExecutor) -> int:
         done = 0
@@ -104,10 +140,13 @@ class Mirror:
         try:
             with path.open("rb", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_SH)  # it is not taken away meanwhile
+                status = os.fstat(file.fileno())
+                if not status.st_nlink:
+                    return False  # it was, before
                 if not verified and not sound(file, digest):
-                    set_aside(self._layout, digest)
+                    set_aside(self._layout, digest, file)
                     return False
-                key, size = self._layout.key(path), os.fstat(file.fileno()).st_size
+                key, size = self._layout.key(path), status.st_size
                 if self._bucket.size(key) == size:
                     return True
                 return self._bucket.upload(key, file, size, stop=self._ending)
@@ -116,11 +155,6 @@ class Mirror:
         except OSError as error:
             why = f"{digest} is not readable: {error.strerror}"
             raise BucketError(Trouble.OTHER, why) from None
-
-    def _bury(self, key: str) -> None:
-        self._bucket.delete(key)
-        # It may have been filled anew and found there, of the same size, in between.
-        self._catalogue.unbury(key, self._digest_of(key))
 
     def _link(self, link: LinkRow) -> LinkRow:
         repository, digest = Repository.parse(link.repository), Digest.parse(link.digest)
@@ -143,12 +177,14 @@ class Mirror:
     def learn(self) -> None:
         """Look through the bucket: know its content, and have its links, tags and manifests here.
 
-        So a cache on a new disk serves what the bucket has, with the upstream away too.
+        So a cache on a new disk serves what the bucket has, with the upstream away too. What the
+        disk does not take is logged and passed over.
         """
         before = {row.digest for row in self._catalogue.rows() if row.there}
         # Content comes before its names: what has none now lost it, and is a removal's that died.
         names, tags = self._names()
         blobs = dict(self._blobs())
+        names, tags, blobs = self._staying(names, tags, blobs)
         # What another program deleted goes up again.
         self._catalogue.names_not_there(
             set(names), {TagKey(repository.name, tag.name) for repository, tag in tags}
@@ -157,6 +193,7 @@ class Mirror:
         self._catalogue.found_there(blobs.items())
         self._catalogue.not_there(before - blobs.keys())
         self._catalogue.add_links(links, there=True)
+        self._lacking = []
         with ThreadPoolExecutor(_UPLOADS * 2, thread_name_prefix="learn") as pool:
             # What is larger is no manifest, whoever linked it as one.
             wanted = {
@@ -164,19 +201,45 @@ class Mirror:
                 for link in links
                 if link.kind == "revisions" and blobs[link.digest] <= manifests.LIMIT
             }
-            for _ in pool.map(self._fetch, wanted):
+            for _ in pool.map(partial(self._bring, self._fetch), wanted):
                 pass
             for link in links:
                 if link.kind == "revisions":  # layers' links are only ever looked up in the index
-                    self._place(link)
-            found = pool.map(lambda tag: self._fetch_tag(tag, blobs), tags)
+                    self._bring(self._place, link)
+            found = pool.map(partial(self._bring, partial(self._fetch_tag, blobs)), tags)
             self._catalogue.add_tags(filter(None, found), there=True)
         here = [digest for digest in wanted if self._layout.blob(Digest.parse(digest)).exists()]
         now = time.time()
         self._catalogue.found(Found(each, blobs[each], now) for each in here)
         for digest in self._catalogue.unread():
-            read_manifest(self._layout, self._catalogue, digest)
+            self._bring(partial(read_manifest, self._layout, self._catalogue), digest)
         self._catalogue.know_mirror()
+        if self._lacking:
+            _log.warning(
+                "not all names that the bucket has could be had here",
+                count=len(self._lacking), why=str(self._lacking[0]),
+            )  # fmt: skip
+
+    def _staying(
+        self, names: list[LinkRow], tags: list[tuple[Repository, Tag]], blobs: dict[str, int]
+    ) -> tuple[list[LinkRow], list[tuple[Repository, Tag]], dict[str, int]]:
+        """Leave out what is to be deleted."""
+        buried = set(self._catalogue.buried())
+        if not buried:
+            return names, tags, blobs
+        return (
+            [link for link in names if self._link_key(link) not in buried],
+            [tag for tag in tags if buried.isdisjoint(self._tag_keys(*tag))],
+            {each: size for each, size in blobs.items() if self._blob_key(each) not in buried},
+        )
+
+    def _bring(self, work: Callable[[T], R], item: T) -> R | None:
+        """Have one thing here; None where the disk does not take it."""
+        try:
+            return work(item)
+        except OSError as error:
+            self._lacking.append(error)
+            return None
 
     def _blobs(self) -> Iterator[tuple[str, int]]:
         for key, size in self._bucket.objects(f"{self._layout.key(self._layout.blobs)}/"):
@@ -195,28 +258,51 @@ class Mirror:
         return None
 
     def _names(self) -> tuple[list[LinkRow], list[tuple[Repository, Tag]]]:
-        prefix = self._layout.key(self._layout.repositories)
-        links, tags = [], []
-        for key, size in self._bucket.objects(f"{prefix}/"):
+        links, tags = list[LinkRow](), list[tuple[Repository, Tag]]()
+        for key, size in self._bucket.objects(f"{self._layout.key(self._layout.repositories)}/"):
             if size > LINK_LIMIT:
                 continue
-            path = key.removeprefix(f"{prefix}/")
-            try:
-                if "/_manifests/" in path:
-                    name, _, rest = path.partition("/_manifests/")
-                    match rest.split("/"):
-                        case ["revisions", algorithm, hexadecimal, "link"]:
-                            links.append(_link_row(name, "revisions", algorithm, hexadecimal))
-                        case ["tags", tag, "current", "link"]:
-                            tags.append((Repository.parse(name), Tag.parse(tag)))
-                elif "/_layers/" in path:
-                    name, _, rest = path.partition("/_layers/")
-                    match rest.split("/"):
-                        case [algorithm, hexadecimal, "link"]:
-                            links.append(_link_row(name, "layers", algorithm, hexadecimal))
-            except (NameInvalid, DigestInvalid):
-                continue
+            match self._name_of(key):
+                case LinkRow() as link:
+                    links.append(link)
+                case TagKey(name, tag) if key.endswith("/current/link"):
+                    tags.append((Repository.parse(name), Tag.parse(tag)))
         return links, tags
+
+    def _what(self, key: str) -> Digest | LinkRow | TagKey | None:
+        """Return what it is that a key, or what begins with it, says something of."""
+        return self._digest_of(key) or self._name_of(key)
+
+    def _name_of(self, key: str) -> LinkRow | TagKey | None:
+        path = key.removeprefix(f"{self._layout.key(self._layout.repositories)}/")
+        try:
+            if "/_manifests/" in path:
+                name, _, rest = path.partition("/_manifests/")
+                match rest.split("/"):
+                    case ["revisions", algorithm, hexadecimal, "link"]:
+                        return _link_row(name, "revisions", algorithm, hexadecimal)
+                    case ["tags", tag, "current", "link"] | ["tags", tag, ""]:
+                        return TagKey(Repository.parse(name).name, Tag.parse(tag).name)
+            elif "/_layers/" in path:
+                name, _, rest = path.partition("/_layers/")
+                match rest.split("/"):
+                    case [algorithm, hexadecimal, "link"]:
+                        return _link_row(name, "layers", algorithm, hexadecimal)
+        except (NameInvalid, DigestInvalid):
+            pass
+        return None
+
+    def _blob_key(self, digest: str) -> str:
+        return f"{self._layout.key(self._layout.blobs)}/{blob_name(Digest.parse(digest))}"
+
+    def _link_key(self, link: LinkRow) -> str:
+        repository, digest = Repository.parse(link.repository), Digest.parse(link.digest)
+        return self._layout.key(self._layout.link(repository, link.kind, digest))
+
+    def _tag_keys(self, repository: Repository, tag: Tag) -> Sequence[str]:
+        """Return the keys by which a tag is buried: its own, and that of its whole place."""
+        current = self._layout.key(self._layout.tag_link(repository, tag))
+        return current, current.removesuffix("current/link")
 
     def _place(self, link: LinkRow) -> None:
         repository, digest = Repository.parse(link.repository), Digest.parse(link.digest)
@@ -234,7 +320,7 @@ class Mirror:
         if content is not None and digest.matches(content):
             self._write(path.as_posix(), content)
 
-    def _fetch_tag(self, name: tuple[Repository, Tag], blobs: Container[str]) -> TagRow | None:
+    def _fetch_tag(self, blobs: Container[str], name: tuple[Repository, Tag]) -> TagRow | None:
         """Have a tag of something here, unless it is already, which may be newer."""
         path = self._layout.tag_link(*name)
         if path.exists():

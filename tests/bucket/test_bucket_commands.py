@@ -124,6 +124,23 @@ def test_rm_from_the_bucket(
     assert bucket.objects() == {}
 
 
+def test_rm_while_the_bucket_is_away(
+    start_mirrored: MirroredStarter, bucket: TestBucket, image: Image
+) -> None:
+    """It is gone from here at once, which is said; the bucket loses it when it is back."""
+    cache = filled(start_mirrored, bucket, image)
+    reconfigured(cache, regionendpoint="http://127.0.0.1:9")
+    told = pullthrough("rm", "project/app", "--config", str(cache.directory / "config.yml"))
+    assert told.returncode == 1
+    assert told.stderr.endswith("will be deleted when the bucket is back\n")
+    assert told.stderr.count("\n") == 1
+    assert not cache.blob_file(image.layer).exists()
+    assert blob_key(image.layer) in bucket.objects()
+    reconfigured(cache, regionendpoint=bucket.gateway.url)
+    Tool(cache).json("gc")
+    assert bucket.objects() == {}
+
+
 def test_reindex_learns_the_bucket(
     start_mirrored: MirroredStarter, bucket: TestBucket, image: Image
 ) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
 
 import pytest
@@ -19,6 +22,7 @@ from pullthrough.store.catalogue import Catalogue
 from pullthrough.store.filesystem import prepare
 from pullthrough.store.layout import Layout
 from pullthrough.store.reconcile import reconcile
+from pullthrough.tending import uploads
 from pullthrough.tending.uploads import Mirror
 from tests.fakes.content import MIB, noise
 from tests.fakes.mirrored import V2, TestBucket, blob_key
@@ -234,6 +238,49 @@ def test_forgets_what_another_deleted(
     assert bucket.get(blob_key(str(digests[2]))) == LAYER
 
 
+def test_does_not_learn_what_is_to_go(
+    layout: Layout, catalogue: Catalogue, bucket: TestBucket, mirror: Mirror
+) -> None:
+    """Neither content, links nor tags that are to be deleted come back from the bucket."""
+    fill(bucket, NAME.name, "v1", FIRST, CONFIG, LAYER)
+    fill(bucket, NAME.name, "v2", SECOND, CONFIG, MORE)
+    tag, link = layout.tag_link(NAME, Tag("v1")), layout.link(NAME, "layers", Digest.of(MORE))
+    catalogue.removed(
+        keys=[
+            layout.key(layout.blob(Digest.of(LAYER))),
+            layout.key(link),
+            f"{layout.key(tag.parent.parent)}/",
+        ]
+    )
+    mirror.learn()
+    assert there(catalogue) == of(map(Digest.of, (FIRST, SECOND, CONFIG, MORE)))
+    assert tags_on_disk(layout).keys() == {(NAME.name, "v2")}
+    assert {row.digest for row in catalogue.links("layers")} == {str(Digest.of(CONFIG))}
+    mirror.bury()
+    assert catalogue.buried() == []
+    assert not [key for key in bucket.objects() if "/tags/v1/" in key]
+    assert layout.key(link) not in bucket.objects()
+
+
+def test_disk_that_takes_nothing(
+    layout: Layout, catalogue: Catalogue, bucket: TestBucket, mirror: Mirror,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What cannot be had here is passed over, the content is known; the next time it comes."""
+    fill(bucket, NAME.name, "v1", FIRST, CONFIG, LAYER)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads, "write_whole", full)
+        mirror.learn()
+    assert there(catalogue) == of(map(Digest.of, (FIRST, CONFIG, LAYER)))
+    assert (on_disk(layout), tags_on_disk(layout), catalogue.tags()) == ({}, {}, [])
+    mirror.learn()
+    assert tags_on_disk(layout).keys() == {(NAME.name, "v1")}
+
+
 # -- uploading -------------------------------------------------------------------------------------
 
 
@@ -327,6 +374,27 @@ def test_content_that_went_meanwhile(
     layout.blob(digest).unlink()
     assert mirror.upload() == 0
     assert (catalogue.pending(), bucket.objects()) == ([], {})
+
+
+def test_content_that_comes_again(
+    layout: Layout, catalogue: Catalogue, bucket: TestBucket, mirror: Mirror,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What was taken away under the upload is not sent, and what took its place stays known."""
+    digest = lay(layout, LAYER)
+    reconcile(layout, catalogue)
+    real = fcntl.flock
+
+    def replaced(file: BinaryIO, how: int) -> None:
+        layout.blob(digest).unlink()
+        lay(layout, LAYER)
+        real(file, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads, "fcntl", SimpleNamespace(flock=replaced, LOCK_SH=fcntl.LOCK_SH))
+        assert mirror.upload() == 0
+    assert (bucket.objects(), len(catalogue.pending())) == ({}, 1)
+    assert mirror.upload() == 1
 
 
 def test_told_to_stop(

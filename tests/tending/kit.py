@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, BinaryIO, Final, cast
 
 import pytest
@@ -92,11 +93,11 @@ class FakeBucket:
         return 0
 
 
-STEPS: Final[tuple[tuple[type, str], ...]] = (
+STEPS: Final[tuple[tuple[type | ModuleType, str], ...]] = (
     (Removal, "_unread"),
     (Removal, "_untag"),
-    (Removal, "_unlink"),
-    (Removal, "_delete"),
+    (removal, "_unlink"),
+    (Removal, "_forget"),
     (Removal, "_tidy"),
     (Catalogue, "removed"),
     (Catalogue, "not_here"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +17,13 @@ from pullthrough.oci.digest import Digest
 from pullthrough.oci.reference import Tag
 from pullthrough.store.catalogue import Catalogue
 from pullthrough.store.layout import Layout
+from pullthrough.store.partial import Partial
 from pullthrough.store.reconcile import reconcile
 from pullthrough.store.trouble import BucketError
 from pullthrough.tending import janitor as module
 from pullthrough.tending.eviction import Reason
-from pullthrough.tending.janitor import Bounds, Janitor, filling, share_of_disk
+from pullthrough.tending.janitor import Bounds, Janitor, share_of_disk
+from pullthrough.tending.leftovers import filling
 from pullthrough.tending.pins import pattern
 from pullthrough.tending.uploads import Mirror
 from tests.cache.scripted import Clock
@@ -80,12 +84,12 @@ class Setting:
         self.quota: int | None = None
         self.local: int | None = None
         self._parts = layout, catalogue
-        self._bucket = None if bucket is None else bucket.as_bucket
+        self._mirrored = bucket is not None
         self._clock = clock
 
     def janitor(self, *pins: str, ttl: float = 0) -> Janitor:
         bounds = Bounds(lambda: self.quota, lambda: self.local, ttl, tuple(map(pattern, pins)))
-        return Janitor(*self._parts, bounds, self._bucket, self._clock)
+        return Janitor(*self._parts, bounds, self._mirrored, self._clock)
 
 
 @pytest.fixture
@@ -104,6 +108,18 @@ def bucket() -> FakeBucket:
 def mirrored(layout: Layout, catalogue: Catalogue, clock: Clock, bucket: FakeBucket) -> Setting:
     """Bound a disk and the bucket behind it."""
     return Setting(layout, catalogue, clock, bucket)
+
+
+PARTLY = (b"older", b"old", b"new", b"newer")
+
+
+@contextmanager
+def begun(layout: Layout, content: bytes, kib: int) -> Iterator[Partial]:
+    """Have some KiB of a fill, open as a reader has it."""
+    partial = Partial.open(layout, Digest.of(content))
+    partial.data.write(b"x" * kib * KIB)
+    yield partial
+    partial.close()
 
 
 def upload(layout: Layout, catalogue: Catalogue, bucket: FakeBucket) -> None:
@@ -235,16 +251,55 @@ def test_plan_takes_nothing(
 
 @pytest.mark.usefixtures("images")
 def test_fills_count(layout: Layout, setting: Setting) -> None:
-    """What is on its way takes room too, and is never what goes."""
-    digest = Digest.of(b"coming")
-    partial = layout.partial(digest)
-    place(partial, b"x" * 3 * KIB)
-    setting.quota = sum(on_disk(layout).values()) + KIB
-    assert filling(layout) == 3 * KIB
+    """What is on its way takes room too, and is never what goes, read or filled."""
+    with begun(layout, b"coming", 2) as filled, begun(layout, b"too", 1) as read:
+        assert filled.acquire()
+        setting.quota = sum(on_disk(layout).values()) + KIB
+        assert filling(layout) == 3 * KIB
+        state, went = setting.janitor().tidy()
+        assert went != []
+        assert state.used <= setting.quota
+        assert filled.named()
+        assert read.named()
+        assert read.acquire()
+
+
+def test_abandoned_fills_go_first(layout: Layout, setting: Setting) -> None:
+    """Before any content, the oldest first and no more than has to; one goes on anew then."""
+    for content, age in ((b"new", 10), (b"old", 30), (b"older", 40), (b"newer", 5)):
+        with begun(layout, content, 2):
+            pass
+        when = time.time() - age
+        os.utime(layout.partial(Digest.of(content)), (when, when))
+    before = on_disk(layout)
+    setting.quota = sum(before.values()) + 5 * KIB
     state, went = setting.janitor().tidy()
-    assert went != []
-    assert state.used <= setting.quota
-    assert partial.exists()
+    assert (went, on_disk(layout), state.over) == ([], before, False)
+    left = {digest: layout.partial(Digest.of(digest)).exists() for digest in PARTLY}
+    assert left == {b"older": False, b"old": False, b"new": True, b"newer": True}
+    assert len(list(layout.partials.iterdir())) == 4
+    with begun(layout, b"older", 1) as again:
+        assert again.acquire()
+
+
+@pytest.mark.usefixtures("images")
+def test_set_aside_goes_before_content(layout: Layout, setting: Setting) -> None:
+    """After abandoned fills, before what is sound; within the bounds it stays."""
+    place(layout.quarantine / "old", b"x" * 4 * KIB)
+    with begun(layout, b"old", 2):
+        pass
+    before = on_disk(layout)
+    setting.quota = sum(before.values()) + 6 * KIB
+    setting.janitor().tidy()
+    assert filling(layout) == 6 * KIB
+    setting.quota = (sum(before.values()) + 4 * KIB) * 10 // 9
+    with begun(layout, b"old", 2):
+        assert setting.janitor().tidy()[1] == []
+        assert (filling(layout), on_disk(layout)) == (2 * KIB, before)
+    place(layout.quarantine / "old", b"x" * 4 * KIB)
+    setting.quota = sum(before.values()) * 10 // 9
+    assert setting.janitor().tidy()[1] == []
+    assert (filling(layout), on_disk(layout)) == (0, before)
 
 
 def test_old_listings_are_forgotten(catalogue: Catalogue, setting: Setting, clock: Clock) -> None:
@@ -264,15 +319,16 @@ def test_old_listings_are_forgotten(catalogue: Catalogue, setting: Setting, cloc
 @pytest.fixture
 def disk(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Have a disk of 16 KiB on which blobs are all that there is, in blocks of a byte."""
-    given = SimpleNamespace(f_blocks=16 * KIB, f_frsize=1, f_bavail=0, other=0)
+    given = SimpleNamespace(f_blocks=16 * KIB, f_frsize=1, other=0, inodes=0, inodes_left=0)
 
     def statvfs(_: Path) -> Any:
         free = given.f_blocks - given.other - sum(on_disk(layout).values())
         return SimpleNamespace(
-            f_blocks=given.f_blocks, f_frsize=1, f_bavail=max(0, free), f_bfree=free
-        )
+            f_blocks=given.f_blocks, f_frsize=1, f_bavail=max(0, free), f_bfree=free,
+            f_files=given.inodes, f_favail=given.inodes_left,
+        )  # fmt: skip
 
-    monkeypatch.setattr(module, "os", SimpleNamespace(statvfs=statvfs, scandir=os.scandir))
+    monkeypatch.setattr(module, "os", SimpleNamespace(statvfs=statvfs))
     return given
 
 
@@ -304,6 +360,45 @@ def test_no_room_to_make(layout: Layout, setting: Setting, disk: Any) -> None:
     assert not setting.janitor().free(100 * KIB)
     assert not setting.janitor("library/*").free(KIB)
     assert on_disk(layout) == before
+
+
+@pytest.mark.usefixtures("images")
+def test_abandoned_fill_makes_room(layout: Layout, setting: Setting, disk: Any) -> None:
+    """It goes before any content, and one that is under way does not."""
+    before = on_disk(layout)
+    disk.other = 16 * KIB - sum(before.values())
+    with begun(layout, b"old", 4) as partial:
+        assert setting.janitor().free(KIB)
+        assert on_disk(layout).keys() < before.keys()
+        assert partial.named()
+        disk.other = 16 * KIB - sum(on_disk(layout).values())
+    before = on_disk(layout)
+    assert setting.janitor().free(KIB)
+    assert (filling(layout), on_disk(layout)) == (0, before)
+
+
+@pytest.mark.usefixtures("images")
+def test_no_inodes_left(layout: Layout, setting: Setting, disk: Any) -> None:
+    """However many bytes are free, files have to go; a disk that counts none is not full."""
+    before = on_disk(layout)
+    assert setting.janitor().free(KIB)
+    assert on_disk(layout) == before
+    disk.inodes = 100
+    assert setting.janitor().free(KIB)
+    assert on_disk(layout).keys() < before.keys()
+    before = on_disk(layout)
+    disk.inodes_left = 50
+    assert setting.janitor().free(KIB)
+    assert on_disk(layout) == before
+
+
+@pytest.mark.usefixtures("images")
+def test_room_that_cannot_be_had(layout: Layout, setting: Setting, disk: Any) -> None:
+    """Where a write was refused though the disk has room, so much goes all the same."""
+    disk.other = 0
+    before = sum(on_disk(layout).values())
+    assert setting.janitor().free(2 * KIB, refused=True)
+    assert before - 5 * KIB < sum(on_disk(layout).values()) <= before - 2 * KIB
 
 
 def test_room_before_a_bucket(
@@ -384,6 +479,7 @@ def test_bucket_keeps_its_bound(
     upload(layout, catalogue, bucket)
     mirrored.quota = sum(on_disk(layout).values()) - KIB
     state, _ = mirrored.janitor().tidy()
+    upload(layout, catalogue, bucket)
     first, _, *layers = images[0]
     blobs = {
         key: len(content)
@@ -417,20 +513,22 @@ def test_bound_of_the_bucket_while_some_is_not_up(
 def test_bucket_that_is_away(
     layout: Layout, catalogue: Catalogue, mirrored: Setting, bucket: FakeBucket, clock: Clock
 ) -> None:
-    """The disk keeps its bound all the same, and what is to leave the bucket does so later."""
+    """Bounds are kept all the same, it is not even asked; it loses what went when it is back."""
     upload(layout, catalogue, bucket)
     bucket.down = True
+    asked = len(bucket.asked)
     clock.now += 1000
     mirrored.local = LITTLE
     janitor = mirrored.janitor(ttl=1098)  # some is to go altogether, the rest from the disk
-    with pytest.raises(BucketError):
-        janitor.tidy()
-    assert janitor.state().here <= mirrored.local
-    assert of(map(Digest.of, IMAGES)) <= on_disk(layout).keys()
-    bucket.down = False
-    upload(layout, catalogue, bucket)
     janitor.tidy()
+    assert janitor.state().here <= mirrored.local
+    assert sorted(tag for _, tag in tags_on_disk(layout)) == ["v3"]
+    assert len(bucket.asked) == asked
+    bucket.down = False
+    assert [key for key in bucket.objects_here if "/tags/v0/" in key]
+    upload(layout, catalogue, bucket)
     assert not [key for key in bucket.objects_here if "/tags/v0/" in key]
+    assert (catalogue.buried(), len(tags_on_disk(layout))) == ([], 1)
 
 
 def test_other_repository_keeps_what_it_shares(

@@ -37,7 +37,8 @@ from pullthrough.store.layout import Layout
 from pullthrough.store.reconcile import reconcile
 from pullthrough.store.trouble import BucketError
 from pullthrough.tending.eviction import Reason
-from pullthrough.tending.janitor import Bounds, Janitor, filling
+from pullthrough.tending.janitor import Bounds, Janitor
+from pullthrough.tending.leftovers import filling
 from pullthrough.tending.pins import pattern
 from pullthrough.tending.removal import Removal, tending
 from pullthrough.tending.uploads import Mirror
@@ -181,8 +182,7 @@ class Caches(RuleBasedStateMachine):
         bounds = Bounds(
             lambda: self.quota, lambda: self.local, self.ttl, tuple(map(pattern, self.pins))
         )
-        bucket = None if self.bucket is None else self.bucket.as_bucket
-        return Janitor(self.layout, self.catalogue, bounds, bucket, self.clock)
+        return Janitor(self.layout, self.catalogue, bounds, self.mirrored, self.clock)
 
     # -- the upstream ------------------------------------------------------------------------------
 
@@ -380,19 +380,12 @@ class Caches(RuleBasedStateMachine):
 
     # -- tending -----------------------------------------------------------------------------------
 
-    @property
-    def away(self) -> bool:
-        return self.bucket is not None and self.bucket.down
-
     @rule(quota=QUOTA, flushed=st.booleans())
     def tidy(self, quota: int | None, *, flushed: bool) -> None:
         self.quota = quota
         if flushed:
             self.flush()
-        if self.away:  # it fails then, and nothing may be lost by that
-            self._die(10_000, lambda: self.janitor().tidy(), CONTENT.keys() - self._pinned())
-        else:
-            self._tidy()
+        self._tidy()
 
     def _tidy(self) -> None:
         rows = {Digest.parse(row.digest): row for row in self.catalogue.rows()}
@@ -483,9 +476,6 @@ class Caches(RuleBasedStateMachine):
 
     @rule(digests=st.sets(st.sampled_from(sorted(CONTENT, key=str)), min_size=1, max_size=4))
     def remove(self, digests: set[Digest]) -> None:
-        if self.away:
-            self.death_in_a_removal(10_000, digests)
-            return
         gone = self._remove(digests)
         busy = {digest for digest, _ in self.readers}
         assert gone == digests - busy
@@ -493,9 +483,9 @@ class Caches(RuleBasedStateMachine):
         self._agrees()
 
     def _remove(self, digests: AbstractSet[Digest]) -> set[Digest]:
-        bucket = None if self.bucket is None else self.bucket.as_bucket
         with tending(self.layout):
-            gone = Removal(self.layout, self.catalogue, bucket).altogether(sorted(of(digests)))
+            removal = Removal(self.layout, self.catalogue, mirrored=self.mirrored)
+            gone = removal.altogether(sorted(of(digests)))
         return {Digest.parse(digest) for digest in gone}
 
     # -- deaths ------------------------------------------------------------------------------------
@@ -610,7 +600,10 @@ class MirroredCaches(Caches):
         return digest in self.published and (here or not self.bucket.down)
 
     def _anywhere(self, digest: Digest) -> bool:
-        return super()._anywhere(digest) or self._key(digest) in self.bucket.objects_here
+        """Whether it is here, or in the bucket and not only yet to be deleted there."""
+        key = self._key(digest)
+        there = key in self.bucket.objects_here and key not in self.catalogue.buried()
+        return super()._anywhere(digest) or there
 
     @rule()
     def upload(self) -> None:
@@ -649,8 +642,10 @@ class MirroredCaches(Caches):
         if self.bucket.down:
             return
         self._end(orderly=False)
+        self.published = {
+            digest for digest in self.published if self._key(digest) in self.bucket.objects_here
+        }
         shutil.rmtree(self.layout.root)
-        self.published &= {digest for digest in CONTENT if self._anywhere(digest)}
         self.used.clear()
         self._begin()
         self._agrees()

@@ -7,6 +7,7 @@ import select
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from pullthrough.store.generation import Generation
 from pullthrough.store.layout import Layout
 from pullthrough.store.reconcile import reconcile
 from pullthrough.store.trouble import BucketError
+from pullthrough.tending import removal as module
 from pullthrough.tending.removal import Removal, tending
 from pullthrough.tending.uploads import Mirror
 from tests.store.conftest import files, layout
@@ -64,7 +66,7 @@ def catalogue(layout: Layout) -> Iterator[Catalogue]:
 @pytest.fixture
 def removal(layout: Layout, catalogue: Catalogue) -> Removal:
     """Remove from a disk alone."""
-    return Removal(layout, catalogue)
+    return Removal(layout, catalogue, mirrored=False)
 
 
 @pytest.fixture
@@ -207,30 +209,77 @@ def test_from_the_bucket_too(layout: Layout, catalogue: Catalogue, bucket: FakeB
     have(layout, OTHER, "v1", SECOND, CONFIG, MORE)
     reconcile(layout, catalogue)
     Mirror(layout, catalogue, bucket.as_bucket, lambda: False).upload()
-    Removal(layout, catalogue, bucket.as_bucket).altogether(of((digests[0], digests[2])))
+    Removal(layout, catalogue, mirrored=True).altogether(of((digests[0], digests[2])))
+    Mirror(layout, catalogue, bucket.as_bucket, lambda: False).bury()
+    assert catalogue.buried() == []
     for digest in (digests[0], digests[2]):
         assert not [key for key in bucket.objects_here if digest.hex in key]
     assert not [key for key in bucket.objects_here if "library/app/_manifests" in key]
     assert layout.key(layout.tag_link(OTHER, Tag("v1"))) in bucket.objects_here
 
 
-def test_tag_that_moves_while_the_bucket_is_asked(
-    layout: Layout, catalogue: Catalogue, bucket: FakeBucket, monkeypatch: pytest.MonkeyPatch
+async def test_tag_that_comes_again(
+    layout: Layout, catalogue: Catalogue, bucket: FakeBucket, files: FileStore
 ) -> None:
-    """What a tag has become since is not taken away with what it was."""
+    """What came again before the bucket lost it is in the bucket at the end, whole."""
+    have(layout, NAME, "v1", FIRST, CONFIG, LAYER)
+    reconcile(layout, catalogue)
+    mirror = Mirror(layout, catalogue, bucket.as_bucket, lambda: False)
+    mirror.upload()
+    before = dict(bucket.objects_here)
+    Removal(layout, catalogue, mirrored=True).altogether(sorted(known(catalogue)))
+    assert (bucket.objects_here, known(catalogue)) == (before, set())
+    have(layout, NAME, "v1", FIRST, CONFIG, LAYER)
+    reconcile(layout, catalogue)
+    await files.write_tag(NAME, Tag("v1"), Digest.of(FIRST), 1.0)
+    mirror.learn()  # what is to be deleted is not taken to be there
+    assert not any(row.there for row in catalogue.rows())
+    mirror.upload()
+    assert (bucket.objects_here, catalogue.buried()) == (before, [])
+    assert all(row.there for row in catalogue.rows())
+    assert mirror.upload() == 0
+
+
+def test_published_again_between(
+    layout: Layout, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came again right after it was taken away is known, with its names, and not buried."""
     digests = have(layout, NAME, "v1", FIRST, CONFIG, LAYER)
     reconcile(layout, catalogue)
-    Mirror(layout, catalogue, bucket.as_bucket, lambda: False).upload()
-    real = bucket.delete
+    removal = Removal(layout, catalogue, mirrored=True)
+    real = removal._forget
 
-    def delete(key: str) -> None:
-        if "/tags/" in key:
-            have(layout, NAME, "v1", SECOND, CONFIG, MORE)
-        real(key)
+    def published(*given: Any) -> list[str]:
+        have(layout, NAME, "v1", FIRST, CONFIG)
+        return real(*given)
 
-    monkeypatch.setattr(bucket, "delete", delete)
-    Removal(layout, catalogue, bucket.as_bucket).altogether([str(digests[0])])
-    assert tags_on_disk(layout) == {(NAME.name, "v1"): str(Digest.of(SECOND))}
+    monkeypatch.setattr(removal, "_forget", published)
+    assert removal.altogether(map(str, digests)) == [str(digests[2])]
+    assert known(catalogue) == of(digests[:2])
+    assert len(catalogue.tags()) == 1
+    assert {link.digest for link in catalogue.links("layers")} == {str(digests[1])}
+    assert sorted(catalogue.buried()) == sorted(
+        layout.key(path)
+        for path in (layout.blob(digests[2]), layout.link(NAME, "layers", digests[2]))
+    )
+
+
+def test_other_file_under_the_name(
+    layout: Layout, catalogue: Catalogue, removal: Removal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was published anew between the look and the lock is not taken away."""
+    digest = lay(layout, LAYER)
+    reconcile(layout, catalogue)
+    real = module._locked
+
+    def anew(descriptor: int) -> bool:
+        layout.blob(digest).rename(layout.temporary / "old")
+        lay(layout, LAYER)
+        return real(descriptor)
+
+    monkeypatch.setattr(module, "_locked", anew)
+    assert removal.altogether([str(digest)]) == removal.from_the_disk([str(digest)]) == []
+    assert on_disk(layout).keys() == known(catalogue) == {str(digest)}
 
 
 def test_fetched_again_meanwhile(
@@ -252,19 +301,26 @@ def test_fetched_again_meanwhile(
 
 
 def test_bucket_that_refuses(layout: Layout, catalogue: Catalogue, bucket: FakeBucket) -> None:
-    """What did not go from the bucket is still known of, and goes the next time."""
+    """What it does not lose now it loses the next time; come again, it does not go up before."""
     digests = have(layout, NAME, "v1", FIRST, CONFIG, LAYER)
     reconcile(layout, catalogue)
-    Mirror(layout, catalogue, bucket.as_bucket, lambda: False).upload()
-    removal = Removal(layout, catalogue, bucket.as_bucket)
-    bucket.refused = {layout.key(layout.blob(digests[0]))}
+    mirror = Mirror(layout, catalogue, bucket.as_bucket, lambda: False)
+    mirror.upload()
+    key = layout.key(layout.blob(digests[0]))
+    bucket.refused = {key}
+    assert Removal(layout, catalogue, mirrored=True).altogether(of(digests)) != []
     with pytest.raises(BucketError):
-        removal.altogether([str(digests[0])])
-    assert str(digests[0]) in known(catalogue)
+        mirror.bury()
+    assert catalogue.buried() == list(bucket.objects_here) == [key]
+    lay(layout, FIRST)
+    reconcile(layout, catalogue)
+    with pytest.raises(BucketError):
+        mirror.upload()
+    assert [row.there for row in catalogue.rows()] == [False]
     bucket.refused.clear()
-    assert removal.altogether([str(digests[0])]) == [str(digests[0])]
-    assert str(digests[0]) not in known(catalogue) | on_disk(layout).keys()
-    assert not [key for key in bucket.objects_here if digests[0].hex in key]
+    mirror.upload()
+    assert (catalogue.buried(), bucket.objects_here) == ([], {key: FIRST})
+    assert [row.there for row in catalogue.rows()] == [True]
 
 
 @pytest.mark.parametrize("after", range(0, 60, 2))
@@ -276,7 +332,7 @@ def test_death_in_the_middle(
     have(layout, OTHER, "v2", FIRST, CONFIG, LAYER)
     reconcile(layout, catalogue)
     Mirror(layout, catalogue, bucket.as_bucket, lambda: False).upload()
-    removal = Removal(layout, catalogue, bucket.as_bucket)
+    removal = Removal(layout, catalogue, mirrored=True)
     with dying(after) as dead:
         try:
             removal.altogether(str(digest) for digest in digests)
@@ -288,20 +344,33 @@ def test_death_in_the_middle(
     mirror = Mirror(layout, catalogue, bucket.as_bucket, lambda: False)
     removal.altogether(sorted(known(catalogue)))
     assert (on_disk(layout), tags_on_disk(layout), catalogue.tags()) == ({}, {}, [])
+    mirror.bury()
     mirror.learn()
     assert tags_on_disk(layout) == {}, "a tag came back without its manifest"
 
 
-def test_others_are_told(layout: Layout) -> None:
-    """All processes hear that something went, also when it went wrong."""
+def test_others_are_told(layout: Layout, catalogue: Catalogue, removal: Removal) -> None:
+    """All processes hear that something went, and nothing when nothing did."""
+    digests = list(map(str, have(layout, NAME, "v1", FIRST, CONFIG, LAYER)))
+    reconcile(layout, catalogue)
     generation = Generation(layout.generation)
     before = generation.number
     with tending(layout):
-        assert generation.number == before
+        removal.altogether([])
+        removal.from_the_disk([])
+    with layout.blob(Digest.parse(digests[0])).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        removal.altogether(digests[:1])
+        removal.from_the_disk(digests[:1])
+    assert generation.number == before
+    removal.from_the_disk(digests[1:2])
     assert generation.number == before + 1
-    with pytest.raises(OSError, match="broken"), tending(layout):
-        raise OSError("broken")
+    removal.link(LinkRow(digests[2], "layers", NAME.name))
     assert generation.number == before + 2
+    removal.tag(TagRow(NAME.name, "v1", digests[0]))
+    assert generation.number == before + 3
+    removal.altogether(digests)
+    assert generation.number == before + 4
     generation.close()
 
 
