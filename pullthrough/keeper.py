@@ -49,7 +49,7 @@ _HOPELESS_FOR: Final = 10.0
 _MIRROR_EVERY: Final = 0.5
 _LEARN_EVERY: Final = 3600.0
 """Seconds after which the bucket is looked through again: other caches may write to it too."""
-_NICE: Final = 10
+_NICE: Final = 5
 """Clients go first."""
 _GRACE: Final = 2.0
 """Seconds that each task has to come to an end."""
