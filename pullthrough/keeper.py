@@ -173,7 +173,8 @@ def _tend(keeping: Keeping, bucket: Bucket | None, stop: threading.Event) -> Non
             if now >= expiring or (state.over and now >= hopeless):
                 state, gone = janitor.tidy()
                 expiring = time.monotonic() + _pause_between(keeping.bounds.ttl)
-                hopeless = 0.0 if gone else time.monotonic() + _HOPELESS_FOR
+                stuck = state.over and not gone
+                hopeless = time.monotonic() + _HOPELESS_FOR if stuck else 0.0
                 _report(keeping.board, state, gone)
             _tell(keeping.board, state)
             stop.wait(_LOOK_EVERY)
