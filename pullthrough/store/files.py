@@ -43,10 +43,10 @@ def write_whole(path: Path, content: bytes, *, temporary: Path, durable: bool = 
 def rename_into(source: Path, target: Path, *, durable: bool = True) -> None:
     """Rename, making the directories above ``target``, and have the name survive a power cut."""
     for _ in range(_RACES):
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             source.rename(target)
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             # An empty directory may be taken away at any time; the source is there, or never was.
             source.stat()
         else:

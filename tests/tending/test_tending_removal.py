@@ -22,6 +22,7 @@ from pullthrough.store.trouble import BucketError
 from pullthrough.tending import removal as module
 from pullthrough.tending.removal import Removal, tending
 from pullthrough.tending.uploads import Mirror
+from tests.fakes.faults import eventually
 from tests.store.conftest import files, layout
 from tests.store.kit import CONTENT, DIGEST, NAME, OTHER, child, place
 from tests.tending.kit import (
@@ -292,6 +293,7 @@ def test_fetched_again_meanwhile(
 
     def fetched(digest: str) -> AbstractContextManager[bool]:
         if digest == str(second):
+            eventually(lambda: not layout.blob(first).parent.exists(), "the first has gone")
             lay(layout, LAYER)
         return real(digest)
 
