@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -39,7 +40,7 @@ _RANGE_NOT_SATISFIABLE: Final = 416
 _NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
-class Growing:
+class Growing(ABC):
     """Content that is read while it grows. Closed when the last one who holds it lets go."""
 
     def __init__(self, digest: Digest) -> None:
@@ -65,9 +66,9 @@ class Growing:
         if not self._holders:
             self._closing.close()
 
+    @abstractmethod
     async def run(self) -> None:
         """Bring the content."""
-        raise NotImplementedError  # abstract: a fill or a verification
 
 
 class Verification(Growing):

@@ -241,7 +241,7 @@ def _lock(descriptor: int, patience: float | None) -> None:
         except BlockingIOError:
             if time.monotonic() > give_up:
                 raise
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_LOOK_EVERY)  # flock has no limit of its own, and a thread takes no signal
         else:
             return
 

@@ -61,11 +61,17 @@ def test_pulled_content_goes_up(
     assert bucket.uploads() == []
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 def test_fill_from_the_bucket(
-    start_mirrored: MirroredStarter, registry: FakeRegistry, bucket: TestBucket, image: Image
+    start_mirrored: MirroredStarter,
+    registry: FakeRegistry,
+    bucket: TestBucket,
+    image: Image,
+    *,
+    tls: bool,
 ) -> None:
     """What only the bucket has comes from there, and not over the link."""
-    cache = start_mirrored(bucket)
+    cache = start_mirrored(bucket, tls=tls)
     client = cache.client()
     client.pull(image)
     cache.uploaded(*everything(image))
