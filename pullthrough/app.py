@@ -26,7 +26,7 @@ from pullthrough.cache.blobs import Blobs
 from pullthrough.cache.download import Persistence
 from pullthrough.cache.listings import Listings
 from pullthrough.cache.manifests import Freshness, Manifests
-from pullthrough.cache.mirrored import Mirrored, Redirecting
+from pullthrough.cache.mirrored import SIGNED_FOR, Mirrored, Redirecting
 from pullthrough.config import Config, ConfigError, Loaded
 from pullthrough.server.auth import Htpasswd
 from pullthrough.server.edge import Access, Edge, Parts, listener
@@ -44,8 +44,6 @@ _FLUSH_EVERY: Final = 10.0  # seconds
 _REFRESH_EVERY: Final = 1.0  # seconds
 _BACKLOG: Final = 1024
 _REDIRECT: Final = 307
-_SIGNED_FOR: Final = 20 * 60
-"""Seconds for which an address of the bucket's is good, as Harbor's own are."""
 _SWITCH_INTERVAL: Final = 0.0005
 """Seconds after which the event loop lets a waiting thread have its turn. Python's own is ten times
 that, and a fill's disk thread waits for it at each batch: cold blobs came a quarter slower."""
@@ -167,7 +165,7 @@ async def _mirrored(
     if bucket is None or s3 is None:
         return None
     reading = Reading(
-        sign=parts.signing(bucket, shared.layout, _SIGNED_FOR),
+        sign=parts.signing(bucket, shared.layout, SIGNED_FOR),
         secure=(s3.endpoint or "https:").startswith("https:"),
         cafile=parts.bucket_cas(),
         skipverify=s3.skipverify,

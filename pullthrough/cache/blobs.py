@@ -12,7 +12,7 @@ from pullthrough.cache.download import Download, Persistence
 from pullthrough.cache.feed import Unstored
 from pullthrough.cache.fill import Fill, Growing, Verification
 from pullthrough.cache.freshness import absent
-from pullthrough.cache.mirrored import Mirrored
+from pullthrough.cache.mirrored import SIGNED_FOR, Mirrored
 from pullthrough.oci.digest import Digest
 from pullthrough.oci.errors import BadUpstream, BlobUnknown, UpstreamTimeout
 from pullthrough.oci.reference import Repository
@@ -125,6 +125,7 @@ class Blobs:
         if address is None:
             return None
         self._store.touch(digest)
+        await self._store.lend(digest, SIGNED_FOR)
         await self._store.link_blob(repository, digest)
         return Moved(address)
 

@@ -16,6 +16,8 @@ from pullthrough.upstream.base import BlobBody, BlobSource, Failure, Mirror, Ups
 
 _log = structlog.get_logger()
 
+SIGNED_FOR: Final = 20 * 60
+"""Seconds for which an address of the bucket's is good, as Harbor's own are."""
 _SMALL: Final = 1 << 20
 """Bytes: what is no larger, as a config is, is served from here: the detour would cost more."""
 

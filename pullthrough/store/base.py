@@ -94,6 +94,9 @@ class BlobStore(Protocol):
     async def forget_mirrored(self, digest: Digest, *, rotten: bool = False) -> None:
         """Remember that the bucket does not have it, or is to lose it for being ``rotten``."""
 
+    async def lend(self, digest: Digest, seconds: float) -> None:
+        """Have the bucket keep content that a client was sent there for, for so long."""
+
     async def not_mirrored(self, digest: Digest) -> bool:
         """Whether the bucket is known not to have it, or to lose it."""
 

@@ -13,6 +13,7 @@ from pullthrough.oci.digest import Digest
 from pullthrough.store.index import (
     ADD_LINK,
     ADD_REFERS,
+    LENT,
     MIRROR_KNOWN,
     NOT_HERE,
     NOT_THERE,
@@ -379,6 +380,13 @@ class Catalogue:
         """Return what was noted under ``name``."""
         found = self._connection.execute("SELECT value FROM note WHERE name=?", (name,)).fetchone()
         return None if found is None else str(found[0])
+
+    def lent(self, now: float) -> set[str]:
+        """Return what clients may be fetching from the bucket at a time (Unix)."""
+        sql = "DELETE FROM note WHERE name LIKE ? AND CAST(value AS REAL)<?"
+        self._change((sql, [(f"{LENT}%", now)]))
+        found = self._connection.execute("SELECT name FROM note WHERE name LIKE ?", (f"{LENT}%",))
+        return {name.removeprefix(LENT) for (name,) in found}
 
     def note(self, name: str, value: str) -> None:
         """Remember ``value`` under ``name``."""

@@ -16,7 +16,7 @@ from typing import BinaryIO, Final, NamedTuple, TypeVar
 
 import structlog
 from aiofiles.base import wrap
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 
 from pullthrough.oci import manifest as manifests
 from pullthrough.oci.digest import Digest
@@ -42,6 +42,8 @@ _LINK_LIMIT: Final = 256
 _KNOWN_LIMIT: Final = 200_000  # digests, some 100 bytes each
 _LITTLE: Final = 64 << 10
 """Bytes: what is made room for where a link or a manifest found none."""
+_LENT_ANEW: Final = 600.0
+"""Seconds after which it is said again that content is lent."""
 _HOPELESS_FOR: Final = 5.0
 """Seconds for which a full disk stays full where nothing could be taken away."""
 _ABANDONED_AFTER: Final = 7 * 24 * 3600.0
@@ -106,6 +108,7 @@ class FileStore:
         self._content = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="content")
         self._room = ThreadPoolExecutor(1, thread_name_prefix="room")
         self._no_room_until = 0.0
+        self._lent: TTLCache[Digest, None] = TTLCache(_KNOWN_LIMIT, _LENT_ANEW)
         self._verified: LRUCache[Digest, None] = LRUCache(_KNOWN_LIMIT)
         self._linked: LRUCache[tuple[Repository, Digest], None] = LRUCache(_KNOWN_LIMIT)
         self.locks = Locks(layout.locks)
@@ -218,6 +221,12 @@ class FileStore:
         if rotten:
             await self._index.bury(self._layout.key(self._layout.blob(digest)))
         await self._index.not_there(digest)
+
+    async def lend(self, digest: Digest, seconds: float) -> None:
+        """Have the bucket keep content that a client was sent there for, for so long."""
+        if digest not in self._lent:  # one write for many clients, well before it runs out
+            self._lent[digest] = None
+            await self._index.lend(digest, time.time() + 2 * seconds)
 
     async def not_mirrored(self, digest: Digest) -> bool:
         """Whether the bucket is known not to have it, or to lose it."""

@@ -28,6 +28,9 @@ _log = structlog.get_logger()
 MIRROR_KNOWN: Final = "mirror known"
 """A note: the index knows all that is in the bucket."""
 
+LENT: Final = "lent "
+"""A note's name begins so, and goes on with the digest that clients were sent to the bucket for."""
+
 _VERSION: Final = 2
 _BUSY_MS: Final = 5000
 _SCHEMA: Final = """
@@ -287,6 +290,14 @@ class Index:
         """Remember a listing."""
         row = (repository.name, subject, body, time.time())
         await self._execute(("INSERT OR REPLACE INTO listing VALUES (?, ?, ?, ?)", [row]))
+
+    async def lend(self, digest: Digest, until: float) -> None:
+        """Remember that a client was sent to the bucket for content, with an address good so long.
+
+        ``until`` is Unix time.
+        """
+        row = (f"{LENT}{digest}", str(until))
+        await self._execute(("INSERT OR REPLACE INTO note VALUES (?, ?)", [row]))
 
     async def buried(self, key: str) -> bool:
         """Whether something is to be deleted from the bucket."""

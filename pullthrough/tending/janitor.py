@@ -97,7 +97,9 @@ class Janitor:
         if not self._mirrored:
             rows = [row for row in rows if row.here]
         pinned = self._pinned(refers)
-        staying = pinned.union(busy)
+        # As what is read here: clients were sent to the bucket for it.
+        lent = self._catalogue.lent(self._clock()) if self._mirrored else set()
+        staying = pinned.union(busy, lent)
         manifests = {manifest for manifest, _ in refers}
         used = effective({row.digest: row.used for row in rows}, refers)
         state = self.state()._replace(pinned=sum(row.size for row in rows if row.digest in pinned))

@@ -432,3 +432,25 @@ def test_dead_bucket_with_nothing_to_do(
     assert (answer.status, answer.body) == (200, image.layer_content)
     own_rgw.restart()
     eventually(lambda: client.get("/readyz").json()["bucket"] == "ok", "the end of the alarm")
+
+
+def test_what_a_client_was_sent_for_stays(
+    start_mirrored: MirroredStarter, registry: FakeRegistry, bucket: TestBucket
+) -> None:
+    """A download from the bucket has no lock to hold: its content is not evicted meanwhile."""
+    old, *others = [
+        registry.put_image(f"project/app{number}", "v1", layers=(noise(3 * MIB),))
+        for number in range(4)
+    ]
+    endpoint = bucket.gateway.url.replace("127.0.0.1", "localhost")
+    cache = start_mirrored(bucket, {"cache": {"quota": "7MiB"}}, redirect=True, endpoint=endpoint)
+    client = cache.client()
+    client.pull(old)
+    cache.uploaded(old.layer)
+    cache.forget_locally(old.layer)
+    address = client.blob("project/app0", old.layer).header("Location")
+    for image in others:
+        client.pull(image)
+        cache.uploaded(image.layer)
+    eventually(lambda: sum(bucket.objects(f"{V2}/blobs/").values()) <= 7 * MIB, "room", seconds=30)
+    assert fetch(address) == (200, old.layer_content)
